@@ -1,0 +1,901 @@
+"""Train DQN on an Atari game, prune the network once in the middle of training, go on, and log what it cost and gained.
+
+Algorithm: Mnih et al. 2015 (https://www.nature.com/articles/nature14236), with the hyperparameters and loss of CleanRL's
+dqn_atari.py. Cut: one-shot magnitude (`l1`) or random unstructured pruning of every convolution and linear layer, at the
+end of the first step of all games at which `--prune-at` of the training is done; pruned entries stay exactly zero.
+
+    python dqn_atari_prune.py --env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --seed 1
+
+It writes runs/<run_name>/: config.json, source.py, curves.csv, TensorBoard events, model.pt, eval.csv and, last, summary.json.
+The file is self-contained; only evaluation and the table of storage formats are imported, from evals/, where they are used.
+"""
+
+import copy
+import csv
+import fcntl
+import hashlib
+import importlib
+import io
+import json
+import math
+import os
+import random
+import re
+import resource
+import shutil
+import string
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from ale_py.vector_env import AtariVectorEnv
+from torch.nn.utils import prune
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+ALGORITHM = "dqn"
+
+
+# --------------------------------------------------------------------------------------------------------------- options
+@dataclass
+class Args:
+    exp_name: str = Path(__file__).stem
+    """name of the experiment: the part of the default run name that says which script ran"""
+    seed: int = 1
+    """seed of everything random in the run, at least 0; arms of one seed are the same run until the cut"""
+    torch_deterministic: bool = True
+    """if toggled, `torch.backends.cudnn.deterministic=False`"""
+    cuda: bool = True
+    """use the GPU where there is one"""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """what the network computes in while training; auto is bf16 on a CPU that computes in it, else fp32"""
+    num_threads: int = 0
+    """CPU threads of the network and the emulator; 0 is all the cores that this process may use"""
+    track: bool = False
+    """log to Weights & Biases too; offline when it cannot be reached"""
+    wandb_project_name: str = "atari-prune"
+    """the W&B project"""
+    wandb_entity: str | None = None
+    """the W&B team or user; None is the default one of the account"""
+    capture_video: bool = False
+    """record one game of the final network as an mp4 in the run folder"""
+    save_model: bool = True
+    """keep model.pt, the weights at the end"""
+    runs_dir: str = "runs"
+    """folder that holds the run folders"""
+    run_name: str | None = None
+    """name of the run folder; None is made from game, algorithm, arm, seed and every other option off its default"""
+    overwrite: bool = False
+    """start anew where a run of this name exists"""
+
+    env_id: str = "SpaceInvadersNoFrameskip-v4"
+    """Gymnasium id of an Atari game; actions stick only if the id says so"""
+    eval_episodes: int = 10
+    """whole games played before the cut, after it and at the end; 0 for none"""
+    prune_type: Literal["none", "random", "l1"] = "l1"
+    """which entries to remove: none, random ones, or the smallest in magnitude"""
+    prune_rate: float = 0.3
+    """share of the entries of every tensor to remove, in [0, 1); exactly round(rate * n) of each"""
+    prune_at: float = 0.5
+    """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
+    prune_scope: Literal["layer", "global"] = "layer"
+    """layer removes the rate from each tensor, global ranks all tensors together"""
+    prune_bias: bool = True
+    """prune bias tensors too, as the original study did"""
+    hidden_size: int = 512
+    """units of the hidden linear layer; 83 gives a dense network with the parameters of rate 0.8"""
+
+    total_timesteps: int = 2_000_000
+    """agent steps of the run, over all games (4 frames each); whole iterations only"""
+    learning_rate: float = 1e-4
+    """step size of Adam"""
+    num_envs: int = 8
+    """games played at once; the ratio of updates to agent steps does not depend on it"""
+    buffer_size: int = 1_000_000
+    """transitions in the replay buffer (7,061 bytes each), rounded down to a multiple of num_envs"""
+    gamma: float = 0.99
+    """discount factor, in [0, 1]"""
+    tau: float = 1.0
+    """share of the online network in the target network at a sync, in (0, 1]"""
+    target_network_frequency: int = 1000
+    """agent steps between two syncs of the target network"""
+    batch_size: int = 32
+    """transitions of a minibatch"""
+    start_e: float = 1.0
+    """epsilon at the start, in [0, 1]"""
+    end_e: float = 0.01
+    """epsilon at the end of the exploration, in [0, 1]"""
+    exploration_fraction: float = 0.10
+    """share of the training, in (0, 1], over which epsilon falls from start_e to end_e"""
+    learning_starts: int = 80_000
+    """agent steps before the first gradient update"""
+    train_frequency: int = 4
+    """agent steps per gradient update"""
+
+    def __post_init__(self):
+        check_shared_options(self)
+        for name in ("num_envs", "batch_size", "train_frequency", "target_network_frequency"):
+            require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
+        for name in ("gamma", "start_e", "end_e"):
+            require(0.0 <= getattr(self, name) <= 1.0, name, "lie in [0, 1]", getattr(self, name))
+        for name in ("tau", "exploration_fraction"):
+            require(0.0 < getattr(self, name) <= 1.0, name, "lie in (0, 1]", getattr(self, name))
+        starts = f"be at least --num-envs ({self.num_envs}) and below --total-timesteps ({self.total_timesteps})"
+        require(
+            self.num_envs <= self.learning_starts < self.total_timesteps,
+            "learning_starts",
+            starts,
+            self.learning_starts,
+        )
+        least = max(self.batch_size, MIN_SLOTS * self.num_envs)
+        rule = f"hold a minibatch and {MIN_SLOTS} transitions of each game ({least})"
+        require(self.buffer_size >= least, "buffer_size", rule, self.buffer_size)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        fits = f"fit into the memory of this machine ({memory // TRANSITION_BYTES} transitions)"
+        require(self.buffer_size * TRANSITION_BYTES < memory, "buffer_size", fits, self.buffer_size)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_envs
+
+
+# ----------------------------------------------------------------------------------------------- shared: options, naming
+NEUTRAL = {"runs_dir", "run_name", "overwrite", "track", "wandb_project_name", "wandb_entity", "capture_video", "save_model"}
+"""options that do not shape a result"""
+EVALS = Path(__file__).resolve().parent / "evals"
+"""evaluation and storage formats; absent where the script was copied alone"""
+
+
+class UserError(ValueError):
+    """What a user typed wrong: shown as one line, exit code 2."""
+
+
+class Busy(Exception):
+    """Another process holds the run folder: exit code 75."""
+
+
+def require(holds, option: str, rule: str, value) -> None:
+    if not holds:
+        raise UserError(f"--{option.replace('_', '-')} must {rule}, got {value}")
+
+
+def check_shared_options(args) -> None:
+    require(args.seed >= 0, "seed", "be at least 0", args.seed)
+    require(args.num_threads >= 0, "num_threads", "be at least 0", args.num_threads)
+    require(args.eval_episodes >= 0, "eval_episodes", "be at least 0", args.eval_episodes)
+    require(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
+    require(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
+    require(0.0 <= args.prune_rate < 1.0, "prune_rate", "lie in [0, 1)", args.prune_rate)
+    require(0.0 <= args.prune_at <= 1.0, "prune_at", "lie in [0, 1]", args.prune_at)
+    require(0.0 < args.learning_rate < math.inf, "learning_rate", "be above 0", args.learning_rate)
+    require(
+        re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", args.run_name or "-"),
+        "run_name",
+        "use only [A-Za-z0-9_.-], and no dot first",
+        args.run_name,
+    )
+    require(
+        EVALS.is_dir() or not args.eval_episodes,
+        "eval_episodes",
+        "be 0 where evals/ is not beside the script",
+        args.eval_episodes,
+    )
+    require(
+        EVALS.is_dir() or not args.capture_video,
+        "capture_video",
+        "be off where evals/ is not beside the script",
+        args.capture_video,
+    )
+    atari_spec(args.env_id)
+
+
+def arm_name(args) -> str:
+    return "none" if args.prune_type == "none" else f"{args.prune_type}-{args.prune_rate:g}"
+
+
+def default_run_name(args) -> str:
+    """Game, script, arm, seed, then every other option that shapes the result and is not at its default."""
+    told = NEUTRAL | {"exp_name", "seed", "env_id", "prune_type", "prune_rate"}
+    if args.prune_type == "none":
+        told |= {"prune_scope", "prune_bias"}
+    rest = [
+        f"{f.name}-{getattr(args, f.name)}" for f in fields(args) if f.name not in told and getattr(args, f.name) != f.default
+    ]
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", "__".join([args.env_id, args.exp_name, arm_name(args), f"s{args.seed}", *rest]))
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """A seed below 2**30 of its own for each purpose, so that no two parts of a run share a random stream."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4], "big") >> 2
+
+
+@contextmanager
+def seeded(seed: int):
+    """Seed torch's global CPU generator inside the block, for library code that draws from it, and put it back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def cut_iteration(args) -> int:
+    """The first iteration at whose end global_step >= prune_at * (steps of all whole iterations); 0 is before the first."""
+    return math.ceil(args.prune_at * (args.total_timesteps // args.steps_per_iteration) - 1e-6)
+
+
+# --------------------------------------------------------------------------------------------------- shared: environment
+def atari_spec(env_id: str) -> dict:
+    """Keyword arguments of an Atari id: game (the ROM's name), repeat_action_probability, full_action_space."""
+    gym.register_envs(ale_py)
+    try:
+        spec = gym.spec(env_id)
+    except gym.error.Error as error:
+        raise UserError(f"--env-id must be an Atari id that Gymnasium knows, got {env_id}: {error}") from None
+    require(spec.entry_point == "ale_py.env:AtariEnv", "env_id", "be an Atari game", env_id)
+    return {key: spec.kwargs[key] for key in ("game", "repeat_action_probability", "full_action_space")}
+
+
+class Game(NamedTuple):
+    """A finished game: its unclipped score over all lives, its length in agent steps, whether the frame limit ended it."""
+
+    env: int
+    episodic_return: float
+    episodic_length: int
+    truncated: bool
+
+
+class Step(NamedTuple):
+    """What the games show after a step; every array has a row a game, obs and final_obs are (num_envs, 4, 84, 84) uint8."""
+
+    obs: np.ndarray
+    rewards: np.ndarray  # of the game, unclipped
+    terminations: np.ndarray  # a lost life or the end of the game
+    truncations: np.ndarray  # the frame limit
+    game_starts: np.ndarray  # obs is the first of a new game
+    final_obs: np.ndarray | None  # the last frames of a truncated game; elsewhere not to be used
+    finished: list[Game]
+
+
+class AtariGames:
+    """num_envs games stepped together: frame skip 4 with max-pool, 84x84 grey, stack of 4, life loss as termination.
+
+    Same-step autoreset: every row is a real step, and the row of a game that ended shows the first frames of the next.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, seed: int, num_threads: int = 0, max_frames: int = 108_000):
+        self.envs = AtariVectorEnv(
+            num_envs=num_envs,
+            num_threads=num_threads,
+            autoreset_mode="SameStep",
+            life_loss_info=True,
+            reward_clipping=False,
+            max_num_frames_per_episode=max_frames,
+            **atari_spec(env_id),
+        )
+        self.num_actions = int(self.envs.single_action_space.n)
+        self.obs, info = self.envs.reset(seed=seed)
+        self.frame_numbers = info["episode_frame_number"]
+        self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+
+    def send(self, actions: np.ndarray) -> None:
+        self.envs.send(actions)
+
+    def receive(self) -> Step:
+        self.obs, rewards, terminations, truncations, info = self.envs.recv()
+        self.returns += rewards
+        self.lengths += 1
+        # a lost life terminates too and plays on; only the end of a game puts its frame counter back
+        game_starts = info["episode_frame_number"] < self.frame_numbers
+        self.frame_numbers = info["episode_frame_number"]
+        ended = np.flatnonzero(game_starts)
+        finished = [Game(int(k), float(self.returns[k]), int(self.lengths[k]), bool(truncations[k])) for k in ended]
+        self.returns[ended], self.lengths[ended] = 0, 0
+        return Step(self.obs, rewards, terminations, truncations, game_starts, info.get("final_obs"), finished)
+
+
+# ------------------------------------------------------------------------------------------------------- shared: pruning
+def prunable(network: nn.Module, bias: bool = True) -> dict[str, torch.Tensor]:
+    """Weights (and biases) of every convolution and linear layer by name, in the order of the network."""
+    kinds = ("weight", "bias") if bias else ("weight",)
+    layers = [(name, m) for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return {f"{name}.{kind}": getattr(layer, kind).detach() for name, layer in layers for kind in kinds}
+
+
+def make_masks(
+    tensors: dict[str, torch.Tensor], prune_type: str, rate: float, scope: str, seed: int
+) -> dict[str, torch.Tensor]:
+    """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none`.
+
+    Scope `layer` removes round(rate * n) entries of each tensor. `global` ranks all tensors together; `random` then removes
+    as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: ties and draws are the same on every device.
+    """
+    if prune_type == "none":
+        return {}
+    flat = {name: t.detach().float().cpu().contiguous().flatten() for name, t in tensors.items()}
+    pruned: dict[str, float | int] = dict.fromkeys(flat, rate)  # a share, or a number of entries
+    if scope == "global":
+        everything = torch.cat(list(flat.values()))
+        ranked = prune.L1Unstructured(rate).compute_mask(everything, torch.ones_like(everything))
+        masks = dict(zip(flat, ranked.split([t.numel() for t in flat.values()]), strict=True))
+        pruned = {name: int((mask == 0).sum()) for name, mask in masks.items()}
+    if scope == "layer" or prune_type == "random":
+        method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[prune_type]
+        masks = {}
+        for index, (name, t) in enumerate(flat.items()):
+            with seeded(seed + index):  # reseeded a tensor: one that loses nothing draws nothing, and would shift the rest
+                masks[name] = method(pruned[name]).compute_mask(t, torch.ones_like(t))
+    return {name: torch.empty_like(t, dtype=torch.float32).copy_(masks[name].view_as(t)) for name, t in tensors.items()}
+
+
+@torch.no_grad()
+def apply_masks(network: nn.Module, optimizer: torch.optim.Optimizer, masks: dict[str, torch.Tensor]) -> None:
+    """Set pruned entries to +0.0 in place. Adam's moments would move them off zero again, so they are cleared with them."""
+    parameters = dict(network.named_parameters())
+    for name, mask in masks.items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in optimizer.state[parameters[name]]:
+                optimizer.state[parameters[name]][moment].mul_(mask)
+        parameters[name].mul_(mask).add_(0.0)  # -0.0 + 0.0 is +0.0
+
+
+def mask_gradients(network: nn.Module, masks: dict[str, torch.Tensor]) -> None:
+    """Zero the gradients of pruned entries: Adam then moves them by 0 / (0 + eps), which is 0. Before any norm is taken."""
+    if masks:
+        torch._foreach_mul_([network.get_parameter(name).grad for name in masks], list(masks.values()))
+
+
+def count_tensors(network: nn.Module, masks: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
+    """Per tensor: entries in all, pruned (zeros of the mask) and nonzero (by value: an entry can be 0 without a mask)."""
+    counts = {}
+    for name, t in prunable(network).items():
+        pruned = int((masks[name] == 0).sum()) if name in masks else 0
+        counts[name] = {"total": t.numel(), "pruned": pruned, "nonzero": int(t.count_nonzero())}
+    return counts
+
+
+@torch.no_grad()
+def multiply_adds(network: nn.Module) -> dict[str, int]:
+    """Multiply-adds of the weights in a forward pass of one stack of frames: dense, and those whose weight is not zero."""
+    total = {"dense": 0, "nonzero": 0}
+
+    def count(layer, _, output):
+        positions = output[0, 0].numel()  # a convolution uses each weight once an output position, a linear layer once
+        total["dense"] += positions * layer.weight.numel()
+        total["nonzero"] += positions * int(layer.weight.count_nonzero())
+
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    network(torch.zeros(1, 4, 84, 84, dtype=torch.uint8, device=next(network.parameters()).device))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+# ---------------------------------------------------------------------------------------- shared: run folder and logging
+def resolve(args) -> dict:
+    """What `auto` and this machine turn into: recorded, since results repeat bit for bit only where these agree."""
+    cuda = args.cuda and torch.cuda.is_available()
+    if args.cuda and not cuda:
+        print("no CUDA device: training on the CPU", file=sys.stderr)
+    bf16 = not cuda and torch.cpu._is_avx512_bf16_supported()
+    return {
+        "device": "cuda" if cuda else "cpu",
+        "precision": ("bf16" if bf16 else "fp32") if args.precision == "auto" else args.precision,
+        "num_threads": args.num_threads or len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "ale_py": ale_py.__version__,
+        "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+    }
+
+
+def git_state() -> dict:
+    """Commit of the checkout that the script lies in and whether tracked files differ; None outside of one."""
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=EVALS.parent, capture_output=True, text=True)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except OSError:  # no git
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.stdout.strip() or None, "dirty": bool(changes.stdout) if commit.returncode == 0 else None}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A reader, or a crash, finds the old file or the whole new one, never a part."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(data)
+    os.replace(beside, path)
+
+
+def open_run(args) -> tuple[Path, dict, object] | tuple[Path, None, None]:
+    """Create and lock the run folder. Returns folder, config and lock; no config where this run is finished already.
+
+    Raises UserError where the folder cannot be used (another run's, or not writable), Busy where a process holds it.
+    """
+    folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
+    resolved = resolve(args)
+    shaping = {key: value for key, value in asdict(args).items() if key not in NEUTRAL} | resolved
+    existed = folder.exists()
+    try:
+        require(
+            not folder.is_dir() or (folder / "config.json").is_file() or not any(p.name != ".lock" for p in folder.iterdir()),
+            "run_name",
+            "not name a folder that is no run",
+            folder,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"--runs-dir must be writable, got {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Busy(f"{folder} is in use by another process") from None
+    if (folder / "config.json").is_file() and not args.overwrite:
+        old = json.loads((folder / "config.json").read_text())
+        was = old["options"] | old["resolved"]
+        changed = ", ".join(f"{key} {was.get(key)} -> {value}" for key, value in shaping.items() if was.get(key) != value)
+        if (folder / "summary.json").is_file():
+            print(f"{folder} is finished{'; since then: ' + changed if changed else ''} (--overwrite starts anew)")
+            return folder, None, None
+        require(
+            not changed,
+            "run_name",
+            f"name another run, or --overwrite be given: {folder} was started otherwise",
+            changed,
+        )
+    for path in folder.iterdir() if existed else ():
+        if path.name != ".lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    versions = {"python": sys.version.split()[0], "numpy": np.__version__, "gymnasium": gym.__version__}
+    name = torch.cuda.get_device_name() if resolved["device"] == "cuda" else f"{os.cpu_count()} CPU cores"
+    config = {"algorithm": ALGORITHM, "options": asdict(args), "resolved": resolved, "versions": versions}
+    config |= {"device_name": name, "git": git_state(), "command": sys.argv, "parent": None}
+    write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+    shutil.copyfile(__file__, folder / "source.py")
+    return folder, config, lock
+
+
+class Log:
+    """One call feeds curves.csv, TensorBoard, W&B and the progress line; clocks stay out of curves.csv, whose bytes repeat."""
+
+    def __init__(self, args, folder: Path, config: dict):
+        self.curves = open(folder / "curves.csv", "w")
+        self.curves.write("global_step,tag,value\n")
+        self.tensorboard = SummaryWriter(str(folder))
+        self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
+        self.wandb = start_wandb(args, folder, config) if args.track else None
+        self.bar = tqdm(total=args.total_timesteps, unit=" steps", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self.recent_returns: deque[float] = deque(maxlen=20)
+        self.gpu_utilisation: list[int] = []
+        self.started = self.last_line = self.last_sample = time.monotonic()
+
+    def __call__(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
+        for tag, value in metrics.items():
+            self.curves.write(f"{global_step},{tag},{float(value)!r}\n")
+        everything = metrics | (clocks or {})
+        for tag, value in everything.items():
+            self.tensorboard.add_scalar(tag, value, global_step)
+        if self.wandb:
+            self.wandb.log(everything | {"global_step": global_step})
+
+    def games(self, global_step: int, finished: list[Game]) -> None:
+        for game in finished:
+            self.recent_returns.append(game.episodic_return)
+            self(
+                global_step,
+                {"charts/episodic_return": game.episodic_return, "charts/episodic_length": game.episodic_length},
+            )
+
+    def progress(self, global_step: int, steps_per_second: float, sparsity: float) -> None:
+        """Move the bar; where the output is no terminal, print a line a minute instead. The return is of the last 20 games."""
+        mean = sum(self.recent_returns) / len(self.recent_returns) if self.recent_returns else float("nan")
+        self.bar.n = global_step
+        self.bar.set_postfix_str(f"{steps_per_second:.0f} steps/s, return {mean:.0f}, sparsity {sparsity:.2f}")
+        now = time.monotonic()
+        if torch.cuda.is_initialized() and now - self.last_sample >= 1:
+            self.last_sample = now
+            self.gpu_utilisation.append(torch.cuda.utilization())
+        if self.bar.disable and now - self.last_line >= 60:
+            self.last_line = now
+            done = f"step {global_step:,} of {self.bar.total:,}"
+            print(f"{done}, {steps_per_second:.0f} steps/s, return {mean:.1f}, sparsity {sparsity:.2f}", flush=True)
+
+    def close(self, summary: dict, files: list[Path]) -> None:
+        self.bar.close()
+        self.curves.close()
+        self.tensorboard.close()
+        if self.wandb:
+            import wandb
+
+            self.wandb.summary.update(summary)
+            artifact = wandb.Artifact(f"model-{self.wandb.id}", type="model")
+            for path in files:
+                if path.suffix == ".mp4":
+                    self.wandb.log({"video": wandb.Video(str(path))})
+                else:
+                    artifact.add_file(str(path))
+            self.wandb.log_artifact(artifact)
+            self.wandb.finish()
+
+
+def start_wandb(args, folder: Path, config: dict):
+    """Start the W&B run of this folder; without a key or a network it is written offline, for `wandb sync` later."""
+    import wandb
+
+    run_id = f"{folder.name[:80]}-{''.join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=6))}"
+    run_id = os.environ.get("WANDB_RUN_ID", run_id)  # under a W&B agent the agent's id wins
+    (folder / "wandb_id").write_text(run_id)
+    arm = {"arm": arm_name(args), "effective_prune_rate": 0.0 if args.prune_type == "none" else args.prune_rate}
+    options = dict(
+        project=args.wandb_project_name,
+        entity=args.wandb_entity,
+        name=folder.name,
+        id=run_id,
+        group=f"{args.env_id}__{ALGORITHM}__{arm_name(args)}",
+        job_type="train",
+        tags=[args.env_id, ALGORITHM, args.prune_type],
+        config=config["options"] | config["resolved"] | arm | {"algorithm": ALGORITHM, "device_name": config["device_name"]},
+        dir=str(folder),
+        resume="allow",
+    )
+    settings = wandb.Settings(init_timeout=20, finish_timeout=60, login_timeout=20, x_transaction_log_flush_interval=1)
+    try:
+        run = wandb.init(settings=settings, **options)  # respects WANDB_MODE=offline and =disabled
+    except (wandb.errors.UsageError, wandb.errors.CommError) as error:
+        wandb.teardown()  # without it the next init says that the run id is in use
+        print(f"W&B is out of reach ({type(error).__name__}): logging offline", file=sys.stderr)
+        run = wandb.init(settings=settings, mode="offline", **options)
+    run.define_metric("global_step")
+    run.define_metric("*", step_metric="global_step")
+    return run
+
+
+def plain_state_dict(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Contiguous fp32 copies on the CPU: a file that any fresh network of the same shape can load."""
+    return {name: t.detach().float().cpu().contiguous().clone() for name, t in network.state_dict().items()}
+
+
+def evaluation_copy(args, state: dict) -> nn.Module:
+    """A fresh fp32 network with the weights of this moment, as a reader of model.pt would build it."""
+    with seeded(0):
+        network = type(state["network"])(state["games"].num_actions, args.hidden_size)
+    network.load_state_dict(plain_state_dict(state["network"]))
+    return network.to(state["device"])
+
+
+def evaluate_moment(args, folder: Path, log: Log, state: dict, moment: str) -> None:
+    """Play the evaluation games of a moment, with games and generators of their own, and write their rows to eval.csv."""
+    if not args.eval_episodes:
+        return
+    evals = importlib.import_module(f"evals.{ALGORITHM}_eval")
+    network, seed = evaluation_copy(args, state), derive_seed(args.seed, moment)  # the same seed in every arm
+    games = evals.evaluate(network, AtariGames, args.env_id, args.eval_episodes, seed, torch.get_num_threads())
+    state["eval"] += [{"moment": moment, "global_step": state["global_step"], **game} for game in games]
+    with open(folder / "eval.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, state["eval"][0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(state["eval"])
+    log(state["global_step"], {f"eval/{moment}_return": sum(game["return"] for game in games) / len(games)})
+
+
+def cut(args, folder: Path, log: Log, state: dict) -> None:
+    """Evaluate, prune the network once, evaluate. Called between two iterations: nothing is in flight to the emulator."""
+    evaluate_moment(args, folder, log, state, "before_prune")
+    network = state["network"]
+    tensors, seed = prunable(network, args.prune_bias), derive_seed(args.seed, "mask")
+    state["masks"] |= make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, seed)
+    apply_masks(network, state["optimizer"], state["masks"])
+    if "target_network" in state:  # in every arm, none included, so that arms differ by the mask alone
+        state["target_network"].load_state_dict(network.state_dict())
+    counts = count_tensors(network, state["masks"])
+    total, pruned = (sum(c[key] for c in counts.values()) for key in ("total", "pruned"))
+    state["sparsity"] = pruned / total
+    state["emptied"] = [name for name, c in counts.items() if c["pruned"] == c["total"]]
+    for name in state["emptied"]:
+        print(f"warning: pruning removed every entry of {name}", file=sys.stderr)
+    shares = {f"prune/sparsity_{name}": c["pruned"] / c["total"] for name, c in counts.items()}
+    log(state["global_step"], {"prune/sparsity": state["sparsity"], **shares})
+    evaluate_moment(args, folder, log, state, "after_prune")
+
+
+def finish(args, folder: Path, log: Log, state: dict) -> None:
+    """Save and evaluate the final network, count what the cut cost and gained, close the logs; summary.json comes last."""
+    evaluate_moment(args, folder, log, state, "final")
+    weights, counts = plain_state_dict(state["network"]), count_tensors(state["network"], state["masks"])
+    totals = {key: sum(c[key] for c in counts.values()) for key in ("total", "pruned", "nonzero")}
+    model = io.BytesIO()
+    torch.save(weights, model)
+    summary = {
+        "algorithm": ALGORITHM,
+        "env_id": args.env_id,
+        "seed": args.seed,
+        "arm": arm_name(args),
+        "effective_prune_rate": 0.0 if args.prune_type == "none" else args.prune_rate,
+        "global_step": state["global_step"],
+        "agent_steps_run": state["global_step"],
+        "eval": {},
+        **totals,
+        "sparsity": totals["pruned"] / totals["total"],
+        "emptied_tensors": state["emptied"],
+        "tensors": counts,
+        "disk": {"dense": model.tell()},
+        "multiply_adds": multiply_adds(state["network"]),
+        "resident_bytes": sum(t.numel() * t.element_size() for t in weights.values()),
+    }
+    files = []
+    if args.save_model:
+        write_atomically(folder / "model.pt", model.getvalue())
+        files.append(folder / "model.pt")
+    if EVALS.is_dir():  # a script copied alone counts dense bytes only
+        games = importlib.import_module("evals.games")
+        summary["disk"] |= games.storage_bytes(weights)
+        for moment in dict.fromkeys(row["moment"] for row in state["eval"]):
+            summary["eval"][moment] = games.statistics([row["return"] for row in state["eval"] if row["moment"] == moment])
+        if args.capture_video:
+            files.append(folder / "final.mp4")
+            seed = derive_seed(args.seed, "video")
+            policy = importlib.import_module(f"evals.{ALGORITHM}_eval").make_policy(evaluation_copy(args, state), seed)
+            games.record_video(policy, args.env_id, atari_spec(args.env_id), seed, files[-1])
+    log(state["global_step"], {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
+    steps, seconds = state["learned"]
+    time_used = {
+        "agent_steps_per_second_while_learning": steps / seconds if seconds else None,
+        "wall_seconds": time.monotonic() - log.started,
+        "peak_ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if state["device"] == "cuda" else None,
+        "mean_gpu_utilisation_percent": float(np.mean(log.gpu_utilisation)) if log.gpu_utilisation else None,
+    }
+    log.close(summary | {"time": time_used}, files)
+    write_atomically(folder / "summary.json", json.dumps(summary | {"time": time_used}, indent=2).encode())
+
+
+# --------------------------------------------------------------------------------------------------------------- network
+def scaled(obs: torch.Tensor) -> torch.Tensor:
+    """uint8 frames as [0, 1] in the precision that the network computes in, channels last."""
+    kind = obs.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    return obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255)
+
+
+class QNetwork(nn.Module):
+    """The convolutional network of Mnih et al. 2015: (batch, 4, 84, 84) uint8 frames to (batch, num_actions) fp32 values."""
+
+    def __init__(self, num_actions: int, hidden_size: int = 512):
+        super().__init__()
+        self.conv1 = nn.Conv2d(4, 32, 8, stride=4)
+        self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
+        self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
+        self.fc1 = nn.Linear(3136, hidden_size)
+        self.fc2 = nn.Linear(hidden_size, num_actions)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv1(scaled(obs)))
+        x = F.relu(self.conv2(x))
+        x = F.relu(self.conv3(x)).flatten(1)
+        return self.fc2(F.relu(self.fc1(x))).float()
+
+
+# ------------------------------------------------------------------------------------------------------------- algorithm
+MIN_SLOTS = 8  # of each game: the four oldest are not sampled and the newest has no successor yet
+TRANSITION_BYTES = 84 * 84 + 5  # a frame, its age, action, clipped reward and two flags
+
+
+class ReplayBuffer:
+    """A ring of single frames for each game; stacks are put together when they are sampled.
+
+    Slot t of a game holds the newest frame of the observation at t and what followed it: action, clipped reward,
+    termination and truncation. `age` counts the frames of the game before it, up to 3: the stack reaches no further back.
+    """
+
+    def __init__(self, buffer_size: int, num_envs: int, device: torch.device | str):
+        self.slots = buffer_size // num_envs
+        shape = (num_envs, self.slots)
+        self.frames = torch.empty(*shape, 84, 84, dtype=torch.uint8, device=device)
+        self.ages = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.rewards = torch.zeros(shape, dtype=torch.int8, device=device)
+        self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.truncations = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.head = 0  # the slot of the newest frame, whose action is still to come
+        self.size = 0  # whole transitions of each game
+
+    def start(self, obs: np.ndarray) -> None:
+        """Store the first frames, (num_envs, 4, 84, 84)."""
+        self.frames[:, 0] = torch.from_numpy(obs[:, -1])
+
+    def add(self, actions: np.ndarray, step: Step) -> None:
+        """Complete the transition at the head with what followed, (num_envs,) each, and store the next frames."""
+        t = self.head
+        self.actions[:, t] = torch.from_numpy(actions)
+        self.rewards[:, t] = torch.from_numpy(np.sign(step.rewards))
+        self.terminations[:, t] = torch.from_numpy(step.terminations)
+        self.truncations[:, t] = torch.from_numpy(step.truncations)
+        self.head = (t + 1) % self.slots
+        self.frames[:, self.head] = torch.from_numpy(step.obs[:, -1])
+        older = (self.ages[:, t] + 1).clamp_(max=3)
+        self.ages[:, self.head] = older.masked_fill_(torch.from_numpy(step.game_starts).to(older.device), 0)
+        self.size = min(self.size + 1, self.slots - 1)
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """A uniform minibatch: obs, actions, rewards, next_obs, terminations; obs (batch, 4, 84, 84) uint8, else (batch,).
+
+        The frame that follows a truncated transition is of another game, so its predecessor is drawn in its place. In a
+        full ring the four oldest are left out: their stacks reach over the write head.
+        """
+        device, num_envs = self.frames.device, len(self.frames)
+        oldest = 4 if self.size == self.slots - 1 else 0
+        draws = torch.rand(batch_size, dtype=torch.float64, generator=generator, device=device)
+        each = self.size - oldest
+        index = (draws * (num_envs * each)).long().clamp_(max=num_envs * each - 1)
+        env, t = index // each, (self.head - self.size + oldest + index % each) % self.slots
+        t = (t - self.truncations[env, t].long()) % self.slots
+        reach = torch.arange(3, -1, -1, device=device)  # (4,): how far back each frame of a stack lies
+        slots = (t[:, None] + torch.arange(-3, 2, device=device)) % self.slots  # (batch, 5)
+        frames = self.frames[env[:, None], slots]  # (batch, 5, 84, 84)
+        within = (reach <= self.ages[env, t][:, None]).to(torch.uint8)
+        within_next = (reach <= self.ages[env, slots[:, 4]][:, None]).to(torch.uint8)
+        obs, next_obs = frames[:, :4] * within[..., None, None], frames[:, 1:] * within_next[..., None, None]
+        return obs, self.actions[env, t].long(), self.rewards[env, t].float(), next_obs, self.terminations[env, t]
+
+
+def linear_schedule(start_e: float, end_e: float, duration: float, t: int) -> float:
+    """Epsilon after t agent steps: from start_e to end_e in a straight line over `duration` agent steps, then end_e."""
+    return end_e if t >= duration else start_e + (end_e - start_e) * t / duration
+
+
+def crossings(before: int, after: int, every: int) -> int:
+    """How many multiples of `every` lie in (before, after]: what is due when several games step at once."""
+    return after // every - before // every
+
+
+def epsilon_greedy(q_values: torch.Tensor, epsilon: float, generator: torch.Generator) -> torch.Tensor:
+    """Actions (num_envs,) from values (num_envs, num_actions); draws the same numbers whether it uses them or not."""
+    num_envs, num_actions = q_values.shape
+    explore = torch.rand(num_envs, generator=generator, device=q_values.device) < epsilon
+    random_actions = torch.randint(num_actions, (num_envs,), generator=generator, device=q_values.device)
+    return torch.where(explore, random_actions, q_values.argmax(dim=1))
+
+
+def td_target(next_q: torch.Tensor, rewards: torch.Tensor, terminations: torch.Tensor, gamma: float) -> torch.Tensor:
+    """r + gamma * max_a Q_target(s', a), and r alone where s' is terminal. next_q (batch, num_actions), else (batch,)."""
+    return rewards + gamma * next_q.amax(dim=1) * (1.0 - terminations.float())
+
+
+@torch.no_grad()
+def sync_target(target_network: nn.Module, q_network: nn.Module, tau: float) -> None:
+    """target = tau * online + (1 - tau) * target; tau 1 copies."""
+    for target, online in zip(target_network.parameters(), q_network.parameters(), strict=True):
+        target.copy_(online) if tau == 1.0 else target.lerp_(online, tau)
+
+
+def update(q_network, target_network, optimizer, masks, batch, gamma, autocast) -> tuple[torch.Tensor, torch.Tensor]:
+    """One gradient update from a minibatch (ReplayBuffer.sample); returns the TD loss and the mean Q value of its actions."""
+    obs, actions, rewards, next_obs, terminations = batch
+    with torch.no_grad(), autocast():
+        target = td_target(target_network(next_obs), rewards, terminations, gamma)
+    with autocast():
+        q_values = q_network(obs).gather(1, actions[:, None]).squeeze(1)  # (batch,)
+    loss = F.mse_loss(q_values, target)
+    optimizer.zero_grad()
+    loss.backward()
+    mask_gradients(q_network, masks)
+    optimizer.step()
+    return loss.detach(), q_values.detach().mean()
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+def train(args: Args) -> Path:
+    """Train, prune at the cut, go on, save and summarise. Returns the run folder."""
+    folder, config, _lock = open_run(args)
+    if config is None:
+        return folder
+    resolved = config["resolved"]
+    device = torch.device(resolved["device"])
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=resolved["precision"] == "bf16")
+    torch.set_num_threads(resolved["num_threads"])
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+
+    games = AtariGames(args.env_id, args.num_envs, derive_seed(args.seed, "games"), resolved["num_threads"])
+    with seeded(derive_seed(args.seed, "network")):
+        q_network = QNetwork(games.num_actions, args.hidden_size)
+    q_network = q_network.to(device, memory_format=torch.channels_last)
+    target_network = copy.deepcopy(q_network)
+    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
+    act_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "actions"))
+    room = device.type == "cpu" or torch.cuda.mem_get_info()[0] > 1.1 * args.buffer_size * TRANSITION_BYTES
+    buffer = ReplayBuffer(args.buffer_size, args.num_envs, device if room else "cpu")
+    batch_generator = torch.Generator(buffer.frames.device).manual_seed(derive_seed(args.seed, "minibatches"))
+    buffer.start(games.obs)
+    state = {
+        "network": q_network,
+        "target_network": target_network,
+        "optimizer": optimizer,
+        "masks": {},
+        "games": games,
+    }
+    state |= {
+        "buffer": buffer,
+        "generators": [act_generator, batch_generator],
+        "global_step": 0,
+        "eval": [],
+        "emptied": [],
+    }
+    state |= {"sparsity": 0.0, "learned": [0, 0.0], "device": device.type}
+    log = Log(args, folder, config)
+    masks = state["masks"]
+
+    if cut_iteration(args) == 0:
+        cut(args, folder, log, state)
+    since, logged_step = time.monotonic(), 0
+    for iteration in range(1, args.total_timesteps // args.steps_per_iteration + 1):
+        before, after = state["global_step"], state["global_step"] + args.num_envs
+        began = time.perf_counter()
+        epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps, before)
+        with torch.no_grad(), autocast():
+            q_values = q_network(torch.from_numpy(games.obs).to(device))
+        actions = epsilon_greedy(q_values, epsilon, act_generator).cpu().numpy()
+
+        games.send(actions)  # the emulator's threads step while the network learns from what is stored
+        due = crossings(max(before, args.learning_starts), max(after, args.learning_starts), args.train_frequency)
+        for _ in range(due):
+            batch = [t.to(device) for t in buffer.sample(args.batch_size, batch_generator)]
+            losses = update(q_network, target_network, optimizer, masks, batch, args.gamma, autocast)
+        if after > args.learning_starts:
+            for _ in range(crossings(before, after, args.target_network_frequency)):
+                sync_target(target_network, q_network, args.tau)
+        step = games.receive()
+        buffer.add(actions, step)
+
+        state["global_step"] = after
+        log.games(after, step.finished)
+        if due:
+            state["learned"][0] += args.num_envs
+            state["learned"][1] += time.perf_counter() - began
+        if crossings(before, after, 1000):
+            now = time.monotonic()
+            speed, since, logged_step = (after - logged_step) / (now - since), now, after
+            metrics = {"charts/epsilon": epsilon}
+            if after > args.learning_starts + args.train_frequency:
+                metrics |= {"losses/td_loss": losses[0].item(), "losses/q_values": losses[1].item()}
+            log(after, metrics, {"charts/SPS": speed})
+            log.progress(after, speed, state["sparsity"])
+        if iteration == cut_iteration(args):
+            cut(args, folder, log, state)
+    finish(args, folder, log, state)
+    return folder
+
+
+def main() -> None:
+    args = tyro.cli(Args)
+    try:
+        train(args)
+    except UserError as error:
+        sys.exit(fail(2, error))
+    except Busy as error:
+        sys.exit(fail(75, error))
+    except OSError as error:
+        sys.exit(fail(1, error))
+    except KeyboardInterrupt:
+        sys.exit(fail(130, "interrupted"))
+
+
+def fail(code: int, reason) -> int:
+    print(f"error: {reason}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

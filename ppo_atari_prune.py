@@ -1,0 +1,871 @@
+"""Train PPO on an Atari game, prune the network once in the middle of training, go on, and log what it cost and gained.
+
+Algorithm: Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), with the hyperparameters and loss of CleanRL's
+ppo_atari.py. Cut: one-shot magnitude (`l1`) or random unstructured pruning of every convolution and linear layer, at the
+end of the first rollout and its epochs at which `--prune-at` of the training is done; pruned entries stay exactly zero.
+
+    python ppo_atari_prune.py --env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --seed 1
+
+It writes runs/<run_name>/: config.json, source.py, curves.csv, TensorBoard events, model.pt, eval.csv and, last, summary.json.
+The file is self-contained; only evaluation and the table of storage formats are imported, from evals/, where they are used.
+"""
+
+import csv
+import fcntl
+import hashlib
+import importlib
+import io
+import json
+import math
+import os
+import random
+import re
+import resource
+import shutil
+import string
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from ale_py.vector_env import AtariVectorEnv
+from torch.nn.utils import prune
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+ALGORITHM = "ppo"
+
+
+# --------------------------------------------------------------------------------------------------------------- options
+@dataclass
+class Args:
+    exp_name: str = Path(__file__).stem
+    """name of the experiment: the part of the default run name that says which script ran"""
+    seed: int = 1
+    """seed of everything random in the run, at least 0; arms of one seed are the same run until the cut"""
+    torch_deterministic: bool = True
+    """if toggled, `torch.backends.cudnn.deterministic=False`"""
+    cuda: bool = True
+    """use the GPU where there is one"""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """what the network computes in while training; auto is bf16 on a CPU that computes in it, else fp32"""
+    num_threads: int = 0
+    """CPU threads of the network and the emulator; 0 is all the cores that this process may use"""
+    track: bool = False
+    """log to Weights & Biases too; offline when it cannot be reached"""
+    wandb_project_name: str = "atari-prune"
+    """the W&B project"""
+    wandb_entity: str | None = None
+    """the W&B team or user; None is the default one of the account"""
+    capture_video: bool = False
+    """record one game of the final network as an mp4 in the run folder"""
+    save_model: bool = True
+    """keep model.pt, the weights at the end"""
+    runs_dir: str = "runs"
+    """folder that holds the run folders"""
+    run_name: str | None = None
+    """name of the run folder; None is made from game, algorithm, arm, seed and every other option off its default"""
+    overwrite: bool = False
+    """start anew where a run of this name exists"""
+
+    env_id: str = "SpaceInvadersNoFrameskip-v4"
+    """Gymnasium id of an Atari game; actions stick only if the id says so"""
+    eval_episodes: int = 10
+    """whole games played before the cut, after it and at the end; 0 for none"""
+    prune_type: Literal["none", "random", "l1"] = "l1"
+    """which entries to remove: none, random ones, or the smallest in magnitude"""
+    prune_rate: float = 0.3
+    """share of the entries of every tensor to remove, in [0, 1); exactly round(rate * n) of each"""
+    prune_at: float = 0.5
+    """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
+    prune_scope: Literal["layer", "global"] = "layer"
+    """layer removes the rate from each tensor, global ranks all tensors together"""
+    prune_bias: bool = True
+    """prune bias tensors too, as the original study did"""
+    hidden_size: int = 512
+    """units of the hidden linear layer; 83 gives a dense network with the parameters of rate 0.8"""
+
+    total_timesteps: int = 2_000_000
+    """agent steps of the run, over all games (4 frames each); whole iterations only"""
+    learning_rate: float = 2.5e-4
+    """step size of Adam, at the start where it is annealed"""
+    num_envs: int = 8
+    """games played at once"""
+    num_steps: int = 128
+    """agent steps of each game in a rollout"""
+    anneal_lr: bool = True
+    """let the learning rate fall to 0 in a straight line over the training"""
+    gamma: float = 0.99
+    """discount factor, in [0, 1]"""
+    gae_lambda: float = 0.95
+    """decay of generalised advantage estimation, in [0, 1]"""
+    num_minibatches: int = 4
+    """minibatches that a rollout is split into"""
+    update_epochs: int = 4
+    """passes over a rollout"""
+    norm_adv: bool = True
+    """normalise the advantages of each minibatch"""
+    clip_coef: float = 0.1
+    """how far the probability ratio may move before its gradient is cut off, above 0"""
+    clip_vloss: bool = True
+    """clip the value loss too, with the same coefficient"""
+    ent_coef: float = 0.01
+    """weight of the entropy bonus, at least 0"""
+    vf_coef: float = 0.5
+    """weight of the value loss, at least 0"""
+    max_grad_norm: float = 0.5
+    """norm to which the gradients are clipped, above 0"""
+    target_kl: float | None = None
+    """KL divergence above which the epochs of a rollout end early, above 0; None for never"""
+
+    def __post_init__(self):
+        check_shared_options(self)
+        for name in ("num_steps", "num_minibatches", "update_epochs"):
+            require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
+        for name in ("gamma", "gae_lambda"):
+            require(0.0 <= getattr(self, name) <= 1.0, name, "lie in [0, 1]", getattr(self, name))
+        for name in ("ent_coef", "vf_coef"):
+            require(0.0 <= getattr(self, name) < math.inf, name, "be at least 0", getattr(self, name))
+        for name in ("clip_coef", "max_grad_norm"):
+            require(0.0 < getattr(self, name) < math.inf, name, "be above 0", getattr(self, name))
+        require(self.target_kl is None or self.target_kl > 0, "target_kl", "be above 0", self.target_kl)
+        rollout = f"divide a rollout of num_envs * num_steps = {self.steps_per_iteration} agent steps"
+        require(self.steps_per_iteration % self.num_minibatches == 0, "num_minibatches", rollout, self.num_minibatches)
+        least = f"hold one rollout ({self.steps_per_iteration} agent steps)"
+        require(self.total_timesteps >= self.steps_per_iteration, "total_timesteps", least, self.total_timesteps)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_envs * self.num_steps
+
+
+# ----------------------------------------------------------------------------------------------- shared: options, naming
+NEUTRAL = {"runs_dir", "run_name", "overwrite", "track", "wandb_project_name", "wandb_entity", "capture_video", "save_model"}
+"""options that do not shape a result"""
+EVALS = Path(__file__).resolve().parent / "evals"
+"""evaluation and storage formats; absent where the script was copied alone"""
+
+
+class UserError(ValueError):
+    """What a user typed wrong: shown as one line, exit code 2."""
+
+
+class Busy(Exception):
+    """Another process holds the run folder: exit code 75."""
+
+
+def require(holds, option: str, rule: str, value) -> None:
+    if not holds:
+        raise UserError(f"--{option.replace('_', '-')} must {rule}, got {value}")
+
+
+def check_shared_options(args) -> None:
+    require(args.seed >= 0, "seed", "be at least 0", args.seed)
+    require(args.num_threads >= 0, "num_threads", "be at least 0", args.num_threads)
+    require(args.eval_episodes >= 0, "eval_episodes", "be at least 0", args.eval_episodes)
+    require(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
+    require(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
+    require(0.0 <= args.prune_rate < 1.0, "prune_rate", "lie in [0, 1)", args.prune_rate)
+    require(0.0 <= args.prune_at <= 1.0, "prune_at", "lie in [0, 1]", args.prune_at)
+    require(0.0 < args.learning_rate < math.inf, "learning_rate", "be above 0", args.learning_rate)
+    require(
+        re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", args.run_name or "-"),
+        "run_name",
+        "use only [A-Za-z0-9_.-], and no dot first",
+        args.run_name,
+    )
+    require(
+        EVALS.is_dir() or not args.eval_episodes,
+        "eval_episodes",
+        "be 0 where evals/ is not beside the script",
+        args.eval_episodes,
+    )
+    require(
+        EVALS.is_dir() or not args.capture_video,
+        "capture_video",
+        "be off where evals/ is not beside the script",
+        args.capture_video,
+    )
+    atari_spec(args.env_id)
+
+
+def arm_name(args) -> str:
+    return "none" if args.prune_type == "none" else f"{args.prune_type}-{args.prune_rate:g}"
+
+
+def default_run_name(args) -> str:
+    """Game, script, arm, seed, then every other option that shapes the result and is not at its default."""
+    told = NEUTRAL | {"exp_name", "seed", "env_id", "prune_type", "prune_rate"}
+    if args.prune_type == "none":
+        told |= {"prune_scope", "prune_bias"}
+    rest = [
+        f"{f.name}-{getattr(args, f.name)}" for f in fields(args) if f.name not in told and getattr(args, f.name) != f.default
+    ]
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", "__".join([args.env_id, args.exp_name, arm_name(args), f"s{args.seed}", *rest]))
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """A seed below 2**30 of its own for each purpose, so that no two parts of a run share a random stream."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4], "big") >> 2
+
+
+@contextmanager
+def seeded(seed: int):
+    """Seed torch's global CPU generator inside the block, for library code that draws from it, and put it back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def cut_iteration(args) -> int:
+    """The first iteration at whose end global_step >= prune_at * (steps of all whole iterations); 0 is before the first."""
+    return math.ceil(args.prune_at * (args.total_timesteps // args.steps_per_iteration) - 1e-6)
+
+
+# --------------------------------------------------------------------------------------------------- shared: environment
+def atari_spec(env_id: str) -> dict:
+    """Keyword arguments of an Atari id: game (the ROM's name), repeat_action_probability, full_action_space."""
+    gym.register_envs(ale_py)
+    try:
+        spec = gym.spec(env_id)
+    except gym.error.Error as error:
+        raise UserError(f"--env-id must be an Atari id that Gymnasium knows, got {env_id}: {error}") from None
+    require(spec.entry_point == "ale_py.env:AtariEnv", "env_id", "be an Atari game", env_id)
+    return {key: spec.kwargs[key] for key in ("game", "repeat_action_probability", "full_action_space")}
+
+
+class Game(NamedTuple):
+    """A finished game: its unclipped score over all lives, its length in agent steps, whether the frame limit ended it."""
+
+    env: int
+    episodic_return: float
+    episodic_length: int
+    truncated: bool
+
+
+class Step(NamedTuple):
+    """What the games show after a step; every array has a row a game, obs and final_obs are (num_envs, 4, 84, 84) uint8."""
+
+    obs: np.ndarray
+    rewards: np.ndarray  # of the game, unclipped
+    terminations: np.ndarray  # a lost life or the end of the game
+    truncations: np.ndarray  # the frame limit
+    game_starts: np.ndarray  # obs is the first of a new game
+    final_obs: np.ndarray | None  # the last frames of a truncated game; elsewhere not to be used
+    finished: list[Game]
+
+
+class AtariGames:
+    """num_envs games stepped together: frame skip 4 with max-pool, 84x84 grey, stack of 4, life loss as termination.
+
+    Same-step autoreset: every row is a real step, and the row of a game that ended shows the first frames of the next.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, seed: int, num_threads: int = 0, max_frames: int = 108_000):
+        self.envs = AtariVectorEnv(
+            num_envs=num_envs,
+            num_threads=num_threads,
+            autoreset_mode="SameStep",
+            life_loss_info=True,
+            reward_clipping=False,
+            max_num_frames_per_episode=max_frames,
+            **atari_spec(env_id),
+        )
+        self.num_actions = int(self.envs.single_action_space.n)
+        self.obs, info = self.envs.reset(seed=seed)
+        self.frame_numbers = info["episode_frame_number"]
+        self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+
+    def send(self, actions: np.ndarray) -> None:
+        self.envs.send(actions)
+
+    def receive(self) -> Step:
+        self.obs, rewards, terminations, truncations, info = self.envs.recv()
+        self.returns += rewards
+        self.lengths += 1
+        # a lost life terminates too and plays on; only the end of a game puts its frame counter back
+        game_starts = info["episode_frame_number"] < self.frame_numbers
+        self.frame_numbers = info["episode_frame_number"]
+        ended = np.flatnonzero(game_starts)
+        finished = [Game(int(k), float(self.returns[k]), int(self.lengths[k]), bool(truncations[k])) for k in ended]
+        self.returns[ended], self.lengths[ended] = 0, 0
+        return Step(self.obs, rewards, terminations, truncations, game_starts, info.get("final_obs"), finished)
+
+
+# ------------------------------------------------------------------------------------------------------- shared: pruning
+def prunable(network: nn.Module, bias: bool = True) -> dict[str, torch.Tensor]:
+    """Weights (and biases) of every convolution and linear layer by name, in the order of the network."""
+    kinds = ("weight", "bias") if bias else ("weight",)
+    layers = [(name, m) for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return {f"{name}.{kind}": getattr(layer, kind).detach() for name, layer in layers for kind in kinds}
+
+
+def make_masks(
+    tensors: dict[str, torch.Tensor], prune_type: str, rate: float, scope: str, seed: int
+) -> dict[str, torch.Tensor]:
+    """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none`.
+
+    Scope `layer` removes round(rate * n) entries of each tensor. `global` ranks all tensors together; `random` then removes
+    as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: ties and draws are the same on every device.
+    """
+    if prune_type == "none":
+        return {}
+    flat = {name: t.detach().float().cpu().contiguous().flatten() for name, t in tensors.items()}
+    pruned: dict[str, float | int] = dict.fromkeys(flat, rate)  # a share, or a number of entries
+    if scope == "global":
+        everything = torch.cat(list(flat.values()))
+        ranked = prune.L1Unstructured(rate).compute_mask(everything, torch.ones_like(everything))
+        masks = dict(zip(flat, ranked.split([t.numel() for t in flat.values()]), strict=True))
+        pruned = {name: int((mask == 0).sum()) for name, mask in masks.items()}
+    if scope == "layer" or prune_type == "random":
+        method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[prune_type]
+        masks = {}
+        for index, (name, t) in enumerate(flat.items()):
+            with seeded(seed + index):  # reseeded a tensor: one that loses nothing draws nothing, and would shift the rest
+                masks[name] = method(pruned[name]).compute_mask(t, torch.ones_like(t))
+    return {name: torch.empty_like(t, dtype=torch.float32).copy_(masks[name].view_as(t)) for name, t in tensors.items()}
+
+
+@torch.no_grad()
+def apply_masks(network: nn.Module, optimizer: torch.optim.Optimizer, masks: dict[str, torch.Tensor]) -> None:
+    """Set pruned entries to +0.0 in place. Adam's moments would move them off zero again, so they are cleared with them."""
+    parameters = dict(network.named_parameters())
+    for name, mask in masks.items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in optimizer.state[parameters[name]]:
+                optimizer.state[parameters[name]][moment].mul_(mask)
+        parameters[name].mul_(mask).add_(0.0)  # -0.0 + 0.0 is +0.0
+
+
+def mask_gradients(network: nn.Module, masks: dict[str, torch.Tensor]) -> None:
+    """Zero the gradients of pruned entries: Adam then moves them by 0 / (0 + eps), which is 0. Before any norm is taken."""
+    if masks:
+        torch._foreach_mul_([network.get_parameter(name).grad for name in masks], list(masks.values()))
+
+
+def count_tensors(network: nn.Module, masks: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
+    """Per tensor: entries in all, pruned (zeros of the mask) and nonzero (by value: an entry can be 0 without a mask)."""
+    counts = {}
+    for name, t in prunable(network).items():
+        pruned = int((masks[name] == 0).sum()) if name in masks else 0
+        counts[name] = {"total": t.numel(), "pruned": pruned, "nonzero": int(t.count_nonzero())}
+    return counts
+
+
+@torch.no_grad()
+def multiply_adds(network: nn.Module) -> dict[str, int]:
+    """Multiply-adds of the weights in a forward pass of one stack of frames: dense, and those whose weight is not zero."""
+    total = {"dense": 0, "nonzero": 0}
+
+    def count(layer, _, output):
+        positions = output[0, 0].numel()  # a convolution uses each weight once an output position, a linear layer once
+        total["dense"] += positions * layer.weight.numel()
+        total["nonzero"] += positions * int(layer.weight.count_nonzero())
+
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    network(torch.zeros(1, 4, 84, 84, dtype=torch.uint8, device=next(network.parameters()).device))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+# ---------------------------------------------------------------------------------------- shared: run folder and logging
+def resolve(args) -> dict:
+    """What `auto` and this machine turn into: recorded, since results repeat bit for bit only where these agree."""
+    cuda = args.cuda and torch.cuda.is_available()
+    if args.cuda and not cuda:
+        print("no CUDA device: training on the CPU", file=sys.stderr)
+    bf16 = not cuda and torch.cpu._is_avx512_bf16_supported()
+    return {
+        "device": "cuda" if cuda else "cpu",
+        "precision": ("bf16" if bf16 else "fp32") if args.precision == "auto" else args.precision,
+        "num_threads": args.num_threads or len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "ale_py": ale_py.__version__,
+        "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+    }
+
+
+def git_state() -> dict:
+    """Commit of the checkout that the script lies in and whether tracked files differ; None outside of one."""
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=EVALS.parent, capture_output=True, text=True)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except OSError:  # no git
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.stdout.strip() or None, "dirty": bool(changes.stdout) if commit.returncode == 0 else None}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A reader, or a crash, finds the old file or the whole new one, never a part."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(data)
+    os.replace(beside, path)
+
+
+def open_run(args) -> tuple[Path, dict, object] | tuple[Path, None, None]:
+    """Create and lock the run folder. Returns folder, config and lock; no config where this run is finished already.
+
+    Raises UserError where the folder cannot be used (another run's, or not writable), Busy where a process holds it.
+    """
+    folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
+    resolved = resolve(args)
+    shaping = {key: value for key, value in asdict(args).items() if key not in NEUTRAL} | resolved
+    existed = folder.exists()
+    try:
+        require(
+            not folder.is_dir() or (folder / "config.json").is_file() or not any(p.name != ".lock" for p in folder.iterdir()),
+            "run_name",
+            "not name a folder that is no run",
+            folder,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"--runs-dir must be writable, got {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Busy(f"{folder} is in use by another process") from None
+    if (folder / "config.json").is_file() and not args.overwrite:
+        old = json.loads((folder / "config.json").read_text())
+        was = old["options"] | old["resolved"]
+        changed = ", ".join(f"{key} {was.get(key)} -> {value}" for key, value in shaping.items() if was.get(key) != value)
+        if (folder / "summary.json").is_file():
+            print(f"{folder} is finished{'; since then: ' + changed if changed else ''} (--overwrite starts anew)")
+            return folder, None, None
+        require(
+            not changed,
+            "run_name",
+            f"name another run, or --overwrite be given: {folder} was started otherwise",
+            changed,
+        )
+    for path in folder.iterdir() if existed else ():
+        if path.name != ".lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    versions = {"python": sys.version.split()[0], "numpy": np.__version__, "gymnasium": gym.__version__}
+    name = torch.cuda.get_device_name() if resolved["device"] == "cuda" else f"{os.cpu_count()} CPU cores"
+    config = {"algorithm": ALGORITHM, "options": asdict(args), "resolved": resolved, "versions": versions}
+    config |= {"device_name": name, "git": git_state(), "command": sys.argv, "parent": None}
+    write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+    shutil.copyfile(__file__, folder / "source.py")
+    return folder, config, lock
+
+
+class Log:
+    """One call feeds curves.csv, TensorBoard, W&B and the progress line; clocks stay out of curves.csv, whose bytes repeat."""
+
+    def __init__(self, args, folder: Path, config: dict):
+        self.curves = open(folder / "curves.csv", "w")
+        self.curves.write("global_step,tag,value\n")
+        self.tensorboard = SummaryWriter(str(folder))
+        self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
+        self.wandb = start_wandb(args, folder, config) if args.track else None
+        self.bar = tqdm(total=args.total_timesteps, unit=" steps", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self.recent_returns: deque[float] = deque(maxlen=20)
+        self.gpu_utilisation: list[int] = []
+        self.started = self.last_line = self.last_sample = time.monotonic()
+
+    def __call__(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
+        for tag, value in metrics.items():
+            self.curves.write(f"{global_step},{tag},{float(value)!r}\n")
+        everything = metrics | (clocks or {})
+        for tag, value in everything.items():
+            self.tensorboard.add_scalar(tag, value, global_step)
+        if self.wandb:
+            self.wandb.log(everything | {"global_step": global_step})
+
+    def games(self, global_step: int, finished: list[Game]) -> None:
+        for game in finished:
+            self.recent_returns.append(game.episodic_return)
+            self(
+                global_step,
+                {"charts/episodic_return": game.episodic_return, "charts/episodic_length": game.episodic_length},
+            )
+
+    def progress(self, global_step: int, steps_per_second: float, sparsity: float) -> None:
+        """Move the bar; where the output is no terminal, print a line a minute instead. The return is of the last 20 games."""
+        mean = sum(self.recent_returns) / len(self.recent_returns) if self.recent_returns else float("nan")
+        self.bar.n = global_step
+        self.bar.set_postfix_str(f"{steps_per_second:.0f} steps/s, return {mean:.0f}, sparsity {sparsity:.2f}")
+        now = time.monotonic()
+        if torch.cuda.is_initialized() and now - self.last_sample >= 1:
+            self.last_sample = now
+            self.gpu_utilisation.append(torch.cuda.utilization())
+        if self.bar.disable and now - self.last_line >= 60:
+            self.last_line = now
+            done = f"step {global_step:,} of {self.bar.total:,}"
+            print(f"{done}, {steps_per_second:.0f} steps/s, return {mean:.1f}, sparsity {sparsity:.2f}", flush=True)
+
+    def close(self, summary: dict, files: list[Path]) -> None:
+        self.bar.close()
+        self.curves.close()
+        self.tensorboard.close()
+        if self.wandb:
+            import wandb
+
+            self.wandb.summary.update(summary)
+            artifact = wandb.Artifact(f"model-{self.wandb.id}", type="model")
+            for path in files:
+                if path.suffix == ".mp4":
+                    self.wandb.log({"video": wandb.Video(str(path))})
+                else:
+                    artifact.add_file(str(path))
+            self.wandb.log_artifact(artifact)
+            self.wandb.finish()
+
+
+def start_wandb(args, folder: Path, config: dict):
+    """Start the W&B run of this folder; without a key or a network it is written offline, for `wandb sync` later."""
+    import wandb
+
+    run_id = f"{folder.name[:80]}-{''.join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=6))}"
+    run_id = os.environ.get("WANDB_RUN_ID", run_id)  # under a W&B agent the agent's id wins
+    (folder / "wandb_id").write_text(run_id)
+    arm = {"arm": arm_name(args), "effective_prune_rate": 0.0 if args.prune_type == "none" else args.prune_rate}
+    options = dict(
+        project=args.wandb_project_name,
+        entity=args.wandb_entity,
+        name=folder.name,
+        id=run_id,
+        group=f"{args.env_id}__{ALGORITHM}__{arm_name(args)}",
+        job_type="train",
+        tags=[args.env_id, ALGORITHM, args.prune_type],
+        config=config["options"] | config["resolved"] | arm | {"algorithm": ALGORITHM, "device_name": config["device_name"]},
+        dir=str(folder),
+        resume="allow",
+    )
+    settings = wandb.Settings(init_timeout=20, finish_timeout=60, login_timeout=20, x_transaction_log_flush_interval=1)
+    try:
+        run = wandb.init(settings=settings, **options)  # respects WANDB_MODE=offline and =disabled
+    except (wandb.errors.UsageError, wandb.errors.CommError) as error:
+        wandb.teardown()  # without it the next init says that the run id is in use
+        print(f"W&B is out of reach ({type(error).__name__}): logging offline", file=sys.stderr)
+        run = wandb.init(settings=settings, mode="offline", **options)
+    run.define_metric("global_step")
+    run.define_metric("*", step_metric="global_step")
+    return run
+
+
+def plain_state_dict(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Contiguous fp32 copies on the CPU: a file that any fresh network of the same shape can load."""
+    return {name: t.detach().float().cpu().contiguous().clone() for name, t in network.state_dict().items()}
+
+
+def evaluation_copy(args, state: dict) -> nn.Module:
+    """A fresh fp32 network with the weights of this moment, as a reader of model.pt would build it."""
+    with seeded(0):
+        network = type(state["network"])(state["games"].num_actions, args.hidden_size)
+    network.load_state_dict(plain_state_dict(state["network"]))
+    return network.to(state["device"])
+
+
+def evaluate_moment(args, folder: Path, log: Log, state: dict, moment: str) -> None:
+    """Play the evaluation games of a moment, with games and generators of their own, and write their rows to eval.csv."""
+    if not args.eval_episodes:
+        return
+    evals = importlib.import_module(f"evals.{ALGORITHM}_eval")
+    network, seed = evaluation_copy(args, state), derive_seed(args.seed, moment)  # the same seed in every arm
+    games = evals.evaluate(network, AtariGames, args.env_id, args.eval_episodes, seed, torch.get_num_threads())
+    state["eval"] += [{"moment": moment, "global_step": state["global_step"], **game} for game in games]
+    with open(folder / "eval.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, state["eval"][0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(state["eval"])
+    log(state["global_step"], {f"eval/{moment}_return": sum(game["return"] for game in games) / len(games)})
+
+
+def cut(args, folder: Path, log: Log, state: dict) -> None:
+    """Evaluate, prune the network once, evaluate. Called between two iterations: nothing is in flight to the emulator."""
+    evaluate_moment(args, folder, log, state, "before_prune")
+    network = state["network"]
+    tensors, seed = prunable(network, args.prune_bias), derive_seed(args.seed, "mask")
+    state["masks"] |= make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, seed)
+    apply_masks(network, state["optimizer"], state["masks"])
+    if "target_network" in state:  # in every arm, none included, so that arms differ by the mask alone
+        state["target_network"].load_state_dict(network.state_dict())
+    counts = count_tensors(network, state["masks"])
+    total, pruned = (sum(c[key] for c in counts.values()) for key in ("total", "pruned"))
+    state["sparsity"] = pruned / total
+    state["emptied"] = [name for name, c in counts.items() if c["pruned"] == c["total"]]
+    for name in state["emptied"]:
+        print(f"warning: pruning removed every entry of {name}", file=sys.stderr)
+    shares = {f"prune/sparsity_{name}": c["pruned"] / c["total"] for name, c in counts.items()}
+    log(state["global_step"], {"prune/sparsity": state["sparsity"], **shares})
+    evaluate_moment(args, folder, log, state, "after_prune")
+
+
+def finish(args, folder: Path, log: Log, state: dict) -> None:
+    """Save and evaluate the final network, count what the cut cost and gained, close the logs; summary.json comes last."""
+    evaluate_moment(args, folder, log, state, "final")
+    weights, counts = plain_state_dict(state["network"]), count_tensors(state["network"], state["masks"])
+    totals = {key: sum(c[key] for c in counts.values()) for key in ("total", "pruned", "nonzero")}
+    model = io.BytesIO()
+    torch.save(weights, model)
+    summary = {
+        "algorithm": ALGORITHM,
+        "env_id": args.env_id,
+        "seed": args.seed,
+        "arm": arm_name(args),
+        "effective_prune_rate": 0.0 if args.prune_type == "none" else args.prune_rate,
+        "global_step": state["global_step"],
+        "agent_steps_run": state["global_step"],
+        "eval": {},
+        **totals,
+        "sparsity": totals["pruned"] / totals["total"],
+        "emptied_tensors": state["emptied"],
+        "tensors": counts,
+        "disk": {"dense": model.tell()},
+        "multiply_adds": multiply_adds(state["network"]),
+        "resident_bytes": sum(t.numel() * t.element_size() for t in weights.values()),
+    }
+    files = []
+    if args.save_model:
+        write_atomically(folder / "model.pt", model.getvalue())
+        files.append(folder / "model.pt")
+    if EVALS.is_dir():  # a script copied alone counts dense bytes only
+        games = importlib.import_module("evals.games")
+        summary["disk"] |= games.storage_bytes(weights)
+        for moment in dict.fromkeys(row["moment"] for row in state["eval"]):
+            summary["eval"][moment] = games.statistics([row["return"] for row in state["eval"] if row["moment"] == moment])
+        if args.capture_video:
+            files.append(folder / "final.mp4")
+            seed = derive_seed(args.seed, "video")
+            policy = importlib.import_module(f"evals.{ALGORITHM}_eval").make_policy(evaluation_copy(args, state), seed)
+            games.record_video(policy, args.env_id, atari_spec(args.env_id), seed, files[-1])
+    log(state["global_step"], {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
+    steps, seconds = state["learned"]
+    time_used = {
+        "agent_steps_per_second_while_learning": steps / seconds if seconds else None,
+        "wall_seconds": time.monotonic() - log.started,
+        "peak_ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if state["device"] == "cuda" else None,
+        "mean_gpu_utilisation_percent": float(np.mean(log.gpu_utilisation)) if log.gpu_utilisation else None,
+    }
+    log.close(summary | {"time": time_used}, files)
+    write_atomically(folder / "summary.json", json.dumps(summary | {"time": time_used}, indent=2).encode())
+
+
+# --------------------------------------------------------------------------------------------------------------- network
+def scaled(obs: torch.Tensor) -> torch.Tensor:
+    """uint8 frames as [0, 1] in the precision that the network computes in, channels last."""
+    kind = obs.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    return obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255)
+
+
+def orthogonal(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.constant_(layer.bias, 0.0)
+    return layer
+
+
+class Agent(nn.Module):
+    """Policy and value on one body: (batch, 4, 84, 84) uint8 frames to fp32 logits (batch, num_actions), values (batch,)."""
+
+    def __init__(self, num_actions: int, hidden_size: int = 512):
+        super().__init__()
+        self.conv1 = orthogonal(nn.Conv2d(4, 32, 8, stride=4))
+        self.conv2 = orthogonal(nn.Conv2d(32, 64, 4, stride=2))
+        self.conv3 = orthogonal(nn.Conv2d(64, 64, 3, stride=1))
+        self.fc1 = orthogonal(nn.Linear(3136, hidden_size))
+        self.actor = orthogonal(nn.Linear(hidden_size, num_actions), std=0.01)
+        self.critic = orthogonal(nn.Linear(hidden_size, 1), std=1.0)
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = F.relu(self.conv1(scaled(obs)))
+        x = F.relu(self.conv2(x))
+        x = F.relu(self.conv3(x)).flatten(1)
+        x = F.relu(self.fc1(x))
+        return self.actor(x).float(), self.critic(x).float().squeeze(1)
+
+
+# ------------------------------------------------------------------------------------------------------------- algorithm
+def sample_actions(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw actions (num_envs,) from the softmax of logits (num_envs, num_actions): the first of exponential clocks to ring."""
+    clocks = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits.softmax(dim=1) / clocks).argmax(dim=1)
+
+
+def log_prob(logits: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """Log-probability (batch,) of actions (batch,) under logits (batch, num_actions)."""
+    return logits.log_softmax(dim=1).gather(1, actions[:, None]).squeeze(1)
+
+
+def compute_gae(rewards, values, terminations, next_value, gamma: float, gae_lambda: float) -> torch.Tensor:
+    """Generalised advantage estimation (https://arxiv.org/abs/1506.02438), (num_steps, num_envs).
+
+    terminations[t] says that the step from t ended a life or a game: nothing after it counts. next_value (num_envs,) is the
+    value of the observation after the last step. values + advantages are the returns that the critic is trained on.
+    """
+    advantages = torch.empty_like(rewards)
+    next_advantage = torch.zeros_like(next_value)
+    for t in reversed(range(len(rewards))):
+        going_on = 1.0 - terminations[t].float()
+        delta = rewards[t] + gamma * next_value * going_on - values[t]
+        advantages[t] = next_advantage = delta + gamma * gae_lambda * going_on * next_advantage
+        next_value = values[t]
+    return advantages
+
+
+def policy_loss(advantages: torch.Tensor, ratio: torch.Tensor, clip_coef: float) -> torch.Tensor:
+    """The clipped surrogate objective, as a loss."""
+    return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_coef, 1 + clip_coef)).mean()
+
+
+def value_loss(new_values, values, returns, clip_coef: float, clip_vloss: bool) -> torch.Tensor:
+    """Half the squared error; clipped, the larger of it and that of a value moved by at most clip_coef."""
+    squared = (new_values - returns) ** 2
+    if clip_vloss:
+        clipped = values + (new_values - values).clamp(-clip_coef, clip_coef)
+        squared = torch.max(squared, (clipped - returns) ** 2)
+    return 0.5 * squared.mean()
+
+
+def update(agent, optimizer, masks, minibatch, args, autocast) -> dict[str, torch.Tensor]:
+    """One gradient update from a minibatch: obs (n, 4, 84, 84) and actions, logprobs, advantages, returns, values (n,)."""
+    obs, actions, logprobs, advantages, returns, values = minibatch
+    with autocast():
+        logits, new_values = agent(obs)
+    logratio = log_prob(logits, actions) - logprobs
+    ratio = logratio.exp()
+    if args.norm_adv:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    pg_loss = policy_loss(advantages, ratio, args.clip_coef)
+    v_loss = value_loss(new_values, values, returns, args.clip_coef, args.clip_vloss)
+    entropy = -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    optimizer.zero_grad()
+    (pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss).backward()
+    mask_gradients(agent, masks)
+    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    optimizer.step()
+    with torch.no_grad():
+        approx_kl = ((ratio - 1) - logratio).mean()  # http://joschu.net/blog/kl-approx.html
+        clipfrac = ((ratio - 1).abs() > args.clip_coef).float().mean()
+    losses = {"policy_loss": pg_loss, "value_loss": v_loss, "entropy": entropy, "approx_kl": approx_kl, "clipfrac": clipfrac}
+    return {name: value.detach() for name, value in losses.items()}
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+def train(args: Args) -> Path:
+    """Train, prune at the cut, go on, save and summarise. Returns the run folder."""
+    folder, config, _lock = open_run(args)
+    if config is None:
+        return folder
+    resolved = config["resolved"]
+    device = torch.device(resolved["device"])
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=resolved["precision"] == "bf16")
+    torch.set_num_threads(resolved["num_threads"])
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+
+    games = AtariGames(args.env_id, args.num_envs, derive_seed(args.seed, "games"), resolved["num_threads"])
+    with seeded(derive_seed(args.seed, "network")):
+        agent = Agent(games.num_actions, args.hidden_size)
+    agent = agent.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    act_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "actions"))
+    batch_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "minibatches"))
+    state = {"network": agent, "optimizer": optimizer, "masks": {}, "games": games}
+    state |= {"generators": [act_generator, batch_generator], "global_step": 0, "eval": [], "emptied": []}
+    state |= {"sparsity": 0.0, "learned": [0, 0.0], "device": device.type}
+    log = Log(args, folder, config)
+    masks = state["masks"]
+
+    rollout = (args.num_steps, args.num_envs)
+    obs = torch.zeros(*rollout, 4, 84, 84, dtype=torch.uint8, device=device)
+    actions = torch.zeros(rollout, dtype=torch.int64, device=device)
+    logprobs, rewards, values = (torch.zeros(rollout, device=device) for _ in range(3))
+    terminations = torch.zeros(rollout, dtype=torch.bool, device=device)
+
+    if cut_iteration(args) == 0:
+        cut(args, folder, log, state)
+    num_iterations = args.total_timesteps // args.steps_per_iteration
+    for iteration in range(1, num_iterations + 1):
+        began = time.perf_counter()
+        learning_rate = args.learning_rate * (1.0 - (iteration - 1) / num_iterations if args.anneal_lr else 1.0)
+        optimizer.param_groups[0]["lr"] = learning_rate
+
+        for t in range(args.num_steps):
+            obs[t] = torch.from_numpy(games.obs)
+            with torch.no_grad(), autocast():
+                logits, values[t] = agent(obs[t])
+            actions[t] = sample_actions(logits, act_generator)
+            logprobs[t] = log_prob(logits, actions[t])
+            games.send(actions[t].cpu().numpy())
+            step = games.receive()
+            rewards[t] = torch.from_numpy(np.sign(step.rewards).astype(np.float32))
+            terminations[t] = torch.from_numpy(step.terminations)
+            if step.truncations.any():  # the game went on after its last frame: what would have followed is worth V(final_obs)
+                with torch.no_grad(), autocast():
+                    final_values = agent(torch.from_numpy(step.final_obs).to(device))[1]
+                truncated = torch.from_numpy(step.truncations & ~step.terminations).to(device)
+                rewards[t] += args.gamma * final_values * truncated
+                terminations[t] |= truncated
+            state["global_step"] += args.num_envs
+            log.games(state["global_step"], step.finished)
+
+        with torch.no_grad(), autocast():
+            next_value = agent(torch.from_numpy(games.obs).to(device))[1]
+        advantages = compute_gae(rewards, values, terminations, next_value, args.gamma, args.gae_lambda)
+        returns = advantages + values
+        b_rollout = [x.flatten(0, 1) for x in (obs, actions, logprobs, advantages, returns, values)]
+        clipfracs = []
+        for _epoch in range(args.update_epochs):
+            order = torch.randperm(args.steps_per_iteration, generator=batch_generator, device=device)
+            for mb_inds in order.chunk(args.num_minibatches):
+                losses = update(agent, optimizer, masks, [x[mb_inds] for x in b_rollout], args, autocast)
+                clipfracs.append(losses["clipfrac"])
+            if args.target_kl is not None and losses["approx_kl"] > args.target_kl:
+                break
+
+        seconds = time.perf_counter() - began
+        state["learned"][0] += args.steps_per_iteration
+        state["learned"][1] += seconds
+        losses["clipfrac"] = torch.stack(clipfracs).mean()
+        losses["explained_variance"] = 1 - (returns - values).var() / returns.var()
+        metrics = {f"losses/{name}": value.item() for name, value in losses.items()} | {"charts/learning_rate": learning_rate}
+        speed = args.steps_per_iteration / seconds
+        log(state["global_step"], metrics, {"charts/SPS": speed})
+        log.progress(state["global_step"], speed, state["sparsity"])
+        if iteration == cut_iteration(args):
+            cut(args, folder, log, state)
+    finish(args, folder, log, state)
+    return folder
+
+
+def main() -> None:
+    args = tyro.cli(Args)
+    try:
+        train(args)
+    except UserError as error:
+        sys.exit(fail(2, error))
+    except Busy as error:
+        sys.exit(fail(75, error))
+    except OSError as error:
+        sys.exit(fail(1, error))
+    except KeyboardInterrupt:
+        sys.exit(fail(130, "interrupted"))
+
+
+def fail(code: int, reason) -> int:
+    print(f"error: {reason}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()
