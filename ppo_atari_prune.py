@@ -18,11 +18,10 @@ import io
 import json
 import math
 import os
-import random
 import re
 import resource
+import secrets
 import shutil
-import string
 import subprocess
 import sys
 import time
@@ -131,15 +130,8 @@ class Args:
     """KL divergence above which the epochs of a rollout end early, above 0; None for never"""
 
     def __post_init__(self):
-        check_shared_options(self)
-        for name in ("num_steps", "num_minibatches", "update_epochs"):
-            require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
-        for name in ("gamma", "gae_lambda"):
-            require(0.0 <= getattr(self, name) <= 1.0, name, "lie in [0, 1]", getattr(self, name))
-        for name in ("ent_coef", "vf_coef"):
-            require(0.0 <= getattr(self, name) < math.inf, name, "be at least 0", getattr(self, name))
-        for name in ("clip_coef", "max_grad_norm"):
-            require(0.0 < getattr(self, name) < math.inf, name, "be above 0", getattr(self, name))
+        rules = {"be at least 1": "num_steps num_minibatches update_epochs", "be at least 0": "ent_coef vf_coef"}
+        check_options(self, rules | {"be above 0": "clip_coef max_grad_norm", "lie in [0, 1]": "gae_lambda"})
         require(self.target_kl is None or self.target_kl > 0, "target_kl", "be above 0", self.target_kl)
         rollout = f"divide a rollout of num_envs * num_steps = {self.steps_per_iteration} agent steps"
         require(self.steps_per_iteration % self.num_minibatches == 0, "num_minibatches", rollout, self.num_minibatches)
@@ -151,11 +143,19 @@ class Args:
         return self.num_envs * self.num_steps
 
 
-# ----------------------------------------------------------------------------------------------- shared: options, naming
+# ------------------------------------------------------------------------------------------------ shared: options, naming
 NEUTRAL = {"runs_dir", "run_name", "overwrite", "track", "wandb_project_name", "wandb_entity", "capture_video", "save_model"}
 """options that do not shape a result"""
 EVALS = Path(__file__).resolve().parent / "evals"
 """evaluation and storage formats; absent where the script was copied alone"""
+RULES = {
+    "be at least 0": lambda x: 0 <= x < math.inf,
+    "be at least 1": lambda x: 1 <= x < math.inf,
+    "be above 0": lambda x: 0 < x < math.inf,
+    "lie in [0, 1]": lambda x: 0 <= x <= 1,
+    "lie in [0, 1)": lambda x: 0 <= x < 1,
+    "lie in (0, 1]": lambda x: 0 < x <= 1,
+}
 
 
 class UserError(ValueError):
@@ -171,38 +171,26 @@ def require(holds, option: str, rule: str, value) -> None:
         raise UserError(f"--{option.replace('_', '-')} must {rule}, got {value}")
 
 
-def check_shared_options(args) -> None:
-    require(args.seed >= 0, "seed", "be at least 0", args.seed)
-    require(args.num_threads >= 0, "num_threads", "be at least 0", args.num_threads)
-    require(args.eval_episodes >= 0, "eval_episodes", "be at least 0", args.eval_episodes)
-    require(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
-    require(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
-    require(0.0 <= args.prune_rate < 1.0, "prune_rate", "lie in [0, 1)", args.prune_rate)
-    require(0.0 <= args.prune_at <= 1.0, "prune_at", "lie in [0, 1]", args.prune_at)
-    require(0.0 < args.learning_rate < math.inf, "learning_rate", "be above 0", args.learning_rate)
-    require(
-        re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", args.run_name or "-"),
-        "run_name",
-        "use only [A-Za-z0-9_.-], and no dot first",
-        args.run_name,
-    )
-    require(
-        EVALS.is_dir() or not args.eval_episodes,
-        "eval_episodes",
-        "be 0 where evals/ is not beside the script",
-        args.eval_episodes,
-    )
-    require(
-        EVALS.is_dir() or not args.capture_video,
-        "capture_video",
-        "be off where evals/ is not beside the script",
-        args.capture_video,
-    )
+def check_options(args, rules: dict[str, str]) -> None:
+    """Raise UserError for the first option that breaks its rule: rules maps each to the algorithm's options under it."""
+    shared = {"be at least 0": "seed num_threads eval_episodes", "be at least 1": "num_envs hidden_size total_timesteps"}
+    shared |= {"be above 0": "learning_rate", "lie in [0, 1]": "gamma prune_at", "lie in [0, 1)": "prune_rate"}
+    for rule, names in [*shared.items(), *rules.items()]:
+        for name in names.split():
+            require(RULES[rule](getattr(args, name)), name, rule, getattr(args, name))
+    named = args.run_name is None or re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", args.run_name)
+    require(named, "run_name", "use only [A-Za-z0-9_.-], and no dot first", args.run_name)
+    for name in ("eval_episodes", "capture_video"):
+        require(EVALS.is_dir() or not getattr(args, name), name, "be off: evals/ is not beside the script", getattr(args, name))
     atari_spec(args.env_id)
 
 
-def arm_name(args) -> str:
-    return "none" if args.prune_type == "none" else f"{args.prune_type}-{args.prune_rate:g}"
+def arm(args) -> dict:
+    """What a run is in a study: arms of one algorithm, game and seed are compared."""
+    rate = 0.0 if args.prune_type == "none" else args.prune_rate
+    name = "none" if args.prune_type == "none" else f"{args.prune_type}-{rate:g}"
+    where = {"algorithm": ALGORITHM, "env_id": args.env_id, "seed": args.seed}
+    return where | {"arm": name, "prune_type": args.prune_type, "effective_prune_rate": rate}
 
 
 def default_run_name(args) -> str:
@@ -210,10 +198,11 @@ def default_run_name(args) -> str:
     told = NEUTRAL | {"exp_name", "seed", "env_id", "prune_type", "prune_rate"}
     if args.prune_type == "none":
         told |= {"prune_scope", "prune_bias"}
-    rest = [
-        f"{f.name}-{getattr(args, f.name)}" for f in fields(args) if f.name not in told and getattr(args, f.name) != f.default
+    others = [
+        (f.name, getattr(args, f.name)) for f in fields(args) if f.name not in told and getattr(args, f.name) != f.default
     ]
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", "__".join([args.env_id, args.exp_name, arm_name(args), f"s{args.seed}", *rest]))
+    parts = [args.env_id, args.exp_name, arm(args)["arm"], f"s{args.seed}", *(f"{name}-{value}" for name, value in others)]
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", "__".join(parts))
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -364,24 +353,6 @@ def count_tensors(network: nn.Module, masks: dict[str, torch.Tensor]) -> dict[st
     return counts
 
 
-@torch.no_grad()
-def multiply_adds(network: nn.Module) -> dict[str, int]:
-    """Multiply-adds of the weights in a forward pass of one stack of frames: dense, and those whose weight is not zero."""
-    total = {"dense": 0, "nonzero": 0}
-
-    def count(layer, _, output):
-        positions = output[0, 0].numel()  # a convolution uses each weight once an output position, a linear layer once
-        total["dense"] += positions * layer.weight.numel()
-        total["nonzero"] += positions * int(layer.weight.count_nonzero())
-
-    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    network(torch.zeros(1, 4, 84, 84, dtype=torch.uint8, device=next(network.parameters()).device))
-    for hook in hooks:
-        hook.remove()
-    return total
-
-
 # ---------------------------------------------------------------------------------------- shared: run folder and logging
 def resolve(args) -> dict:
     """What `auto` and this machine turn into: recorded, since results repeat bit for bit only where these agree."""
@@ -418,50 +389,42 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(beside, path)
 
 
-def open_run(args) -> tuple[Path, dict, object] | tuple[Path, None, None]:
-    """Create and lock the run folder. Returns folder, config and lock; no config where this run is finished already.
+def open_run(args) -> tuple[Path, dict | None, object]:
+    """Create and lock the run folder: folder, config (None where this run is finished already), lock (held while open).
 
-    Raises UserError where the folder cannot be used (another run's, or not writable), Busy where a process holds it.
+    An unfinished run of the same options starts again. Raises UserError where the folder is not writable, no run's, or
+    that of a run with other options or another script; Busy where a process holds it.
     """
     folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
     resolved = resolve(args)
-    shaping = {key: value for key, value in asdict(args).items() if key not in NEUTRAL} | resolved
-    existed = folder.exists()
     try:
-        require(
-            not folder.is_dir() or (folder / "config.json").is_file() or not any(p.name != ".lock" for p in folder.iterdir()),
-            "run_name",
-            "not name a folder that is no run",
-            folder,
-        )
+        strange = [p.name for p in folder.iterdir() if p.name not in (".lock", "config.json.part")] if folder.is_dir() else []
+        ours = not strange or "config.json" in strange
+        require(ours, "run_name", "not name a folder that holds something else than a run", folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")
     except OSError as error:
-        raise UserError(f"--runs-dir must be writable, got {folder}: {error.strerror}") from None
+        raise UserError(f"--runs-dir must be a folder that can be written, got {folder}: {error.strerror}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Busy(f"{folder} is in use by another process") from None
     if (folder / "config.json").is_file() and not args.overwrite:
-        old = json.loads((folder / "config.json").read_text())
-        was = old["options"] | old["resolved"]
-        changed = ", ".join(f"{key} {was.get(key)} -> {value}" for key, value in shaping.items() if was.get(key) != value)
+        old, new = json.loads((folder / "config.json").read_text()), asdict(args) | resolved
+        old = old["options"] | old["resolved"]
+        shaping = [key for key in new if key not in NEUTRAL]
+        changed = ", ".join(f"{key} {old.get(key)} -> {new[key]}" for key in shaping if old.get(key) != new[key])
         if (folder / "summary.json").is_file():
-            print(f"{folder} is finished{'; since then: ' + changed if changed else ''} (--overwrite starts anew)")
-            return folder, None, None
-        require(
-            not changed,
-            "run_name",
-            f"name another run, or --overwrite be given: {folder} was started otherwise",
-            changed,
-        )
-    for path in folder.iterdir() if existed else ():
+            print(f"{folder} is finished; --overwrite starts anew" + (f" (since then: {changed})" if changed else ""))
+            return folder, None, lock
+        require(not changed, "run_name", f"name another run, or --overwrite be given: {folder} was started otherwise", changed)
+    for path in folder.iterdir():
         if path.name != ".lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     versions = {"python": sys.version.split()[0], "numpy": np.__version__, "gymnasium": gym.__version__}
-    name = torch.cuda.get_device_name() if resolved["device"] == "cuda" else f"{os.cpu_count()} CPU cores"
-    config = {"algorithm": ALGORITHM, "options": asdict(args), "resolved": resolved, "versions": versions}
-    config |= {"device_name": name, "git": git_state(), "command": sys.argv, "parent": None}
+    config = {"algorithm": ALGORITHM, "options": asdict(args), "resolved": resolved, "versions": versions, "parent": None}
+    config["device_name"] = torch.cuda.get_device_name() if resolved["device"] == "cuda" else f"{os.cpu_count()} CPU cores"
+    config |= {"git": git_state(), "command": sys.argv}
     write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
     shutil.copyfile(__file__, folder / "source.py")
     return folder, config, lock
@@ -493,10 +456,8 @@ class Log:
     def games(self, global_step: int, finished: list[Game]) -> None:
         for game in finished:
             self.recent_returns.append(game.episodic_return)
-            self(
-                global_step,
-                {"charts/episodic_return": game.episodic_return, "charts/episodic_length": game.episodic_length},
-            )
+            scores = {"charts/episodic_return": game.episodic_return, "charts/episodic_length": game.episodic_length}
+            self(global_step, scores)
 
     def progress(self, global_step: int, steps_per_second: float, sparsity: float) -> None:
         """Move the bar; where the output is no terminal, print a line a minute instead. The return is of the last 20 games."""
@@ -519,43 +480,38 @@ class Log:
         if self.wandb:
             import wandb
 
-            self.wandb.summary.update(summary)
-            artifact = wandb.Artifact(f"model-{self.wandb.id}", type="model")
-            for path in files:
-                if path.suffix == ".mp4":
-                    self.wandb.log({"video": wandb.Video(str(path))})
-                else:
+            try:
+                self.wandb.log({f"video/{path.stem}": wandb.Video(str(path)) for path in files if path.suffix == ".mp4"})
+                self.wandb.summary.update(summary)
+                artifact = wandb.Artifact(f"model-{self.wandb.id}", type="model")
+                for path in files:
                     artifact.add_file(str(path))
-            self.wandb.log_artifact(artifact)
-            self.wandb.finish()
+                self.wandb.log_artifact(artifact)
+                self.wandb.finish()
+            except wandb.errors.Error as error:  # the run folder has everything: it can be synced later
+                print(f"W&B could not be finished ({type(error).__name__}: {error})", file=sys.stderr)
 
 
 def start_wandb(args, folder: Path, config: dict):
     """Start the W&B run of this folder; without a key or a network it is written offline, for `wandb sync` later."""
     import wandb
 
-    run_id = f"{folder.name[:80]}-{''.join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=6))}"
-    run_id = os.environ.get("WANDB_RUN_ID", run_id)  # under a W&B agent the agent's id wins
+    # of its own for each start: two machines must not merge, and an id that was deleted on the server stays blocked
+    run_id = os.environ.get("WANDB_RUN_ID", f"{folder.name[:100]}-{secrets.token_hex(3)}")  # an agent's id wins
     (folder / "wandb_id").write_text(run_id)
-    arm = {"arm": arm_name(args), "effective_prune_rate": 0.0 if args.prune_type == "none" else args.prune_rate}
-    options = dict(
-        project=args.wandb_project_name,
-        entity=args.wandb_entity,
-        name=folder.name,
-        id=run_id,
-        group=f"{args.env_id}__{ALGORITHM}__{arm_name(args)}",
-        job_type="train",
-        tags=[args.env_id, ALGORITHM, args.prune_type],
-        config=config["options"] | config["resolved"] | arm | {"algorithm": ALGORITHM, "device_name": config["device_name"]},
-        dir=str(folder),
-        resume="allow",
-    )
-    settings = wandb.Settings(init_timeout=20, finish_timeout=60, login_timeout=20, x_transaction_log_flush_interval=1)
+    options = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": folder.name, "id": run_id}
+    options |= {"group": f"{args.env_id}__{ALGORITHM}__{arm(args)['arm']}", "job_type": "train", "dir": str(folder)}
+    options |= {"tags": [args.env_id, ALGORITHM, args.prune_type], "resume": "allow"}
+    options["config"] = config["options"] | config["resolved"] | arm(args) | {"device_name": config["device_name"]}
+    settings = wandb.Settings(init_timeout=20, finish_timeout=60, x_transaction_log_flush_interval=1)
     try:
-        run = wandb.init(settings=settings, **options)  # respects WANDB_MODE=offline and =disabled
+        # a start without a key would ask for one and wait; this only looks whether there is one
+        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
+            raise wandb.errors.UsageError("no API key")
+        run = wandb.init(settings=settings, **options)
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         wandb.teardown()  # without it the next init says that the run id is in use
-        print(f"W&B is out of reach ({type(error).__name__}): logging offline", file=sys.stderr)
+        print(f"W&B is out of reach ({error}): logging offline, `wandb sync` later", file=sys.stderr)
         run = wandb.init(settings=settings, mode="offline", **options)
     run.define_metric("global_step")
     run.define_metric("*", step_metric="global_step")
@@ -615,50 +571,34 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
     evaluate_moment(args, folder, log, state, "final")
     weights, counts = plain_state_dict(state["network"]), count_tensors(state["network"], state["masks"])
     totals = {key: sum(c[key] for c in counts.values()) for key in ("total", "pruned", "nonzero")}
-    model = io.BytesIO()
+    model, files = io.BytesIO(), []
     torch.save(weights, model)
-    summary = {
-        "algorithm": ALGORITHM,
-        "env_id": args.env_id,
-        "seed": args.seed,
-        "arm": arm_name(args),
-        "effective_prune_rate": 0.0 if args.prune_type == "none" else args.prune_rate,
-        "global_step": state["global_step"],
-        "agent_steps_run": state["global_step"],
-        "eval": {},
-        **totals,
-        "sparsity": totals["pruned"] / totals["total"],
-        "emptied_tensors": state["emptied"],
-        "tensors": counts,
-        "disk": {"dense": model.tell()},
-        "multiply_adds": multiply_adds(state["network"]),
-        "resident_bytes": sum(t.numel() * t.element_size() for t in weights.values()),
-    }
-    files = []
+    summary = arm(args) | {"global_step": state["global_step"], "agent_steps_run": state["global_step"]}
+    summary |= totals | {"sparsity": totals["pruned"] / totals["total"], "emptied": state["emptied"], "tensors": counts}
+    summary["resident_bytes"] = sum(t.numel() * t.element_size() for t in weights.values())
+    summary["disk"] = {"dense": model.tell()}
     if args.save_model:
         write_atomically(folder / "model.pt", model.getvalue())
         files.append(folder / "model.pt")
-    if EVALS.is_dir():  # a script copied alone counts dense bytes only
-        games = importlib.import_module("evals.games")
-        summary["disk"] |= games.storage_bytes(weights)
-        for moment in dict.fromkeys(row["moment"] for row in state["eval"]):
-            summary["eval"][moment] = games.statistics([row["return"] for row in state["eval"] if row["moment"] == moment])
+    if EVALS.is_dir():
+        evals, games = (importlib.import_module(f"evals.{name}") for name in (f"{ALGORITHM}_eval", "games"))
+        summary |= games.summarise(evaluation_copy(args, state), state["eval"])
         if args.capture_video:
             files.append(folder / "final.mp4")
             seed = derive_seed(args.seed, "video")
-            policy = importlib.import_module(f"evals.{ALGORITHM}_eval").make_policy(evaluation_copy(args, state), seed)
+            policy = evals.make_policy(evaluation_copy(args, state), seed)
             games.record_video(policy, args.env_id, atari_spec(args.env_id), seed, files[-1])
     log(state["global_step"], {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
     steps, seconds = state["learned"]
-    time_used = {
+    summary["time"] = {
         "agent_steps_per_second_while_learning": steps / seconds if seconds else None,
         "wall_seconds": time.monotonic() - log.started,
         "peak_ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if state["device"] == "cuda" else None,
         "mean_gpu_utilisation_percent": float(np.mean(log.gpu_utilisation)) if log.gpu_utilisation else None,
     }
-    log.close(summary | {"time": time_used}, files)
-    write_atomically(folder / "summary.json", json.dumps(summary | {"time": time_used}, indent=2).encode())
+    log.close(summary, files)
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
 
 
 # --------------------------------------------------------------------------------------------------------------- network
@@ -852,19 +792,12 @@ def main() -> None:
     args = tyro.cli(Args)
     try:
         train(args)
-    except UserError as error:
-        sys.exit(fail(2, error))
-    except Busy as error:
-        sys.exit(fail(75, error))
-    except OSError as error:
-        sys.exit(fail(1, error))
+    except (UserError, Busy, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 75 if isinstance(error, Busy) else 1)
     except KeyboardInterrupt:
-        sys.exit(fail(130, "interrupted"))
-
-
-def fail(code: int, reason) -> int:
-    print(f"error: {reason}", file=sys.stderr)
-    return code
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Literal
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.nn as nn
 import tyro
 from scipy import stats
 
@@ -69,6 +70,34 @@ def storage_bytes(weights: dict[str, torch.Tensor]) -> dict[str, int]:
 
 
 @torch.no_grad()
+def multiply_adds(network: nn.Module) -> dict[str, int]:
+    """Multiply-adds of the weights in a forward pass of one stack of frames: dense, and those whose weight is not zero."""
+    total = {"dense": 0, "nonzero": 0}
+
+    def count(layer, _, output):
+        positions = output[0, 0].numel()  # a convolution uses each weight once an output position, a linear layer once
+        total["dense"] += positions * layer.weight.numel()
+        total["nonzero"] += positions * int(layer.weight.count_nonzero())
+
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    network(torch.zeros(1, 4, 84, 84, dtype=torch.uint8, device=next(network.parameters()).device))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def summarise(network: nn.Module, rows: list[dict]) -> dict:
+    """What summary.json says of a saved network and its evaluation games (rows of eval.csv), a moment each."""
+    returns: dict[str, list[float]] = {}
+    for row in rows:
+        returns.setdefault(row["moment"], []).append(row["return"])
+    weights = {name: t.detach().cpu() for name, t in network.state_dict().items()}
+    scores = {moment: statistics(values) for moment, values in returns.items()}
+    return {"eval": scores, "disk": storage_bytes(weights), "multiply_adds": multiply_adds(network)}
+
+
+@torch.no_grad()
 def record_video(act, env_id: str, spec: dict, seed: int, path: Path) -> float:
     """Play one game in colour with the stable-baselines3 wrappers and write it as an mp4 at 15 frames a second; its score."""
     from moviepy import ImageSequenceClip
@@ -117,7 +146,7 @@ class Args:
     """CSV file of the games; None is a name made from the options, beside the model"""
 
 
-def load(script, network_class, path: Path, env_id: str | None) -> tuple[torch.nn.Module, str]:
+def load(script, network_class, path: Path, env_id: str | None) -> tuple[nn.Module, str]:
     """The network of a model.pt in fp32, and the game it was trained on; UserError for a file that is something else."""
     file = path / "model.pt" if path.is_dir() else path
     if env_id is None:
