@@ -622,7 +622,9 @@ class QNetwork(nn.Module):
         x = F.relu(self.conv1(scaled(obs)))
         x = F.relu(self.conv2(x))
         x = F.relu(self.conv3(x)).flatten(1)
-        return self.fc2(F.relu(self.fc1(x))).float()
+        x = F.relu(self.fc1(x))
+        with torch.autocast(x.device.type, enabled=False):  # values between 2 and 4 would come in steps of 1/64 in bf16
+            return self.fc2(x.float())
 
 
 # ------------------------------------------------------------------------------------------------------------- algorithm

@@ -632,7 +632,9 @@ class Agent(nn.Module):
         x = F.relu(self.conv2(x))
         x = F.relu(self.conv3(x)).flatten(1)
         x = F.relu(self.fc1(x))
-        return self.actor(x).float(), self.critic(x).float().squeeze(1)
+        with torch.autocast(x.device.type, enabled=False):  # values between 2 and 4 would come in steps of 1/64 in bf16
+            x = x.float()
+            return self.actor(x), self.critic(x).squeeze(1)
 
 
 # ------------------------------------------------------------------------------------------------------------- algorithm

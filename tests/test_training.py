@@ -1,0 +1,150 @@
+"""Whole small runs: they learn, prune, log, evaluate and save, and the same command gives the same bits."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import SCRIPTS, SMALL, bits, rows, summary, weights
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = {"dqn": SCRIPTS["dqn"].QNetwork, "ppo": SCRIPTS["ppo"].Agent}
+both = pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(int(r["global_step"]), float(r["value"])) for r in rows(folder / "curves.csv") if r["tag"] == tag]
+
+
+@both
+def test_a_run_learns_prunes_logs_evaluates_and_saves(algorithm, small_run):
+    script, folder = SCRIPTS[algorithm], small_run(algorithm, prune_type="l1", prune_rate=0.5)
+    names = {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents")}
+    assert names == {".lock", "config.json", "source.py", "curves.csv", "model.pt", "eval.csv", "summary.json"}
+    assert (folder / "source.py").read_bytes() == (ROOT / f"{algorithm}_atari_prune.py").read_bytes()
+
+    network = NETWORKS[algorithm](6)
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    network.load_state_dict(weights(folder))
+    for name, t in network.state_dict().items():
+        zeros = round(0.5 * t.numel())
+        assert zeros <= int((t == 0).sum()) < t.numel() or t.numel() == 1
+        assert not torch.signbit(t[t == 0]).any()
+        assert not torch.equal(t, before[name]) or t.numel() == 1
+    told = summary(folder)
+    for name, t in script.prunable(network).items():
+        assert told["tensors"][name] == {
+            "total": t.numel(),
+            "pruned": round(0.5 * t.numel()),
+            "nonzero": int(t.count_nonzero()),
+        }
+    assert told["sparsity"] == pytest.approx(0.5, abs=1e-5) and told["arm"] == "l1-0.5"
+    assert told["disk"]["dense"] == (folder / "model.pt").stat().st_size
+    assert told["disk"]["coo"] > told["disk"]["csr_int64"] > told["disk"]["csr_int32"] > 0.99 * told["disk"]["dense"]
+    assert 0.45 < told["multiply_adds"]["nonzero"] / told["multiply_adds"]["dense"] <= 0.5
+    assert told["time"]["agent_steps_per_second_while_learning"] > 0 and told["time"]["peak_ram_bytes"] > 1e8
+    assert told["global_step"] == SMALL[algorithm]["total_timesteps"]
+
+
+@both
+def test_every_moment_has_its_games_with_unclipped_returns_and_start_seeds_of_their_own(algorithm, small_run):
+    folder = small_run(algorithm, prune_type="l1", prune_rate=0.5)
+    half = SMALL[algorithm]["total_timesteps"] // 2
+    games, told = rows(folder / "eval.csv"), summary(folder)["eval"]
+    moments = [("before_prune", half), ("after_prune", half), ("final", 2 * half)]
+    assert [(g["moment"], int(g["global_step"]), g["episode"]) for g in games] == [
+        (*m, str(k)) for m in moments for k in (0, 1)
+    ]
+    assert len({g["seed"] for g in games}) == 6
+    for moment, step in moments:
+        returns = [float(g["return"]) for g in games if g["moment"] == moment]
+        assert told[moment]["mean"] == sum(returns) / 2 and curve(folder, f"eval/{moment}_return") == [(step, sum(returns) / 2)]
+    assert all(float(g["return"]) % 5 == 0 and int(g["length"]) > 100 and g["truncated"] == "False" for g in games)
+
+
+@both
+def test_curves_hold_games_losses_and_the_cut_and_tensorboard_shows_the_same(algorithm, small_run):
+    folder = small_run(algorithm, prune_type="l1", prune_rate=0.5)
+    losses = {"dqn": "td_loss q_values", "ppo": "policy_loss value_loss entropy approx_kl clipfrac explained_variance"}[
+        algorithm
+    ]
+    for name in losses.split():
+        assert all(abs(value) < 1e3 for _, value in curve(folder, f"losses/{name}")) and curve(folder, f"losses/{name}")
+    half = SMALL[algorithm]["total_timesteps"] // 2
+    assert [step for step, _ in curve(folder, "prune/sparsity")] == [half]
+    assert curve(folder, "prune/sparsity_fc1.weight") == [(half, 0.5)]
+    returns = curve(folder, "charts/episodic_return")
+    assert returns and all(value >= 0 and value % 5 == 0 for _, value in returns)
+    assert not [r for r in rows(folder / "curves.csv") if r["tag"] == "charts/SPS"]  # a clock: its bytes would not repeat
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    assert set(events.Tags()["scalars"]) - {"charts/SPS"} == {r["tag"] for r in rows(folder / "curves.csv")}
+    assert [(e.step, e.value) for e in events.Scalars("charts/episodic_return")] == returns
+
+
+@both
+def test_the_same_command_gives_the_same_bits_with_evaluation_and_without_and_another_seed_gives_others(algorithm, small_run):
+    options = {"prune_type": "l1", "prune_rate": 0.5}
+    first, again = small_run(algorithm, **options), small_run(algorithm, name="again", **options)
+    assert bits(first) == bits(again)
+    blind = small_run(algorithm, name="blind", eval_episodes=0, **options)
+    assert (blind / "model.pt").read_bytes() == (first / "model.pt").read_bytes()
+    assert not (blind / "eval.csv").exists() and summary(blind)["eval"] == {}
+    other = small_run(algorithm, name="other", eval_episodes=0, seed=2, **options)
+    assert (other / "model.pt").read_bytes() != (first / "model.pt").read_bytes()
+
+
+@both
+def test_up_to_the_cut_the_arms_of_a_seed_are_the_same_run(algorithm, small_run):
+    half = SMALL[algorithm]["total_timesteps"] // 2
+    arms = [
+        small_run(algorithm, prune_type="l1", prune_rate=0.5),
+        small_run(algorithm, name="random", prune_type="random", prune_rate=0.8, prune_bias=False),
+        small_run(algorithm, name="none", prune_type="none"),
+    ]
+    shared = [[r for r in rows(arm / "curves.csv") if int(r["global_step"]) < half] for arm in arms]
+    assert len(shared[0]) >= 3 and shared[0] == shared[1] == shared[2]
+    before = [[g for g in rows(arm / "eval.csv") if g["moment"] == "before_prune"] for arm in arms]
+    assert before[0] == before[1] == before[2]
+    starts = [[(g["moment"], g["seed"]) for g in rows(arm / "eval.csv")] for arm in arms]
+    assert starts[0] == starts[1] == starts[2]
+    assert len({(arm / "model.pt").read_bytes() for arm in arms}) == 3
+    counts = summary(arms[1])["tensors"]
+    assert all(c["pruned"] == (round(0.8 * c["total"]) if name.endswith("weight") else 0) for name, c in counts.items())
+    assert summary(arms[2])["pruned"] == 0 and summary(arms[2])["effective_prune_rate"] == 0
+
+
+@both
+@pytest.mark.parametrize(("prune_at", "share"), [(0.0, 0.0), (1.0, 1.0)])
+def test_a_cut_at_0_is_before_the_first_step_and_at_1_after_the_last(algorithm, prune_at, share, small_run):
+    more = {"dqn": {"tau": 0.5, "total_timesteps": 1000}, "ppo": {"anneal_lr": False, "target_kl": 1e-9, "clip_vloss": False}}
+    options = {"prune_at": prune_at, "prune_scope": "global", "prune_rate": 0.3, "eval_episodes": 1} | more[algorithm]
+    folder = small_run(algorithm, f"at{share:g}", **options)
+    total = summary(folder)["global_step"]
+    assert [int(g["global_step"]) for g in rows(folder / "eval.csv")] == [int(share * total)] * 2 + [total]
+    zeros = sum(int((t == 0).sum()) for t in weights(folder).values())
+    assert summary(folder)["pruned"] == round(0.3 * summary(folder)["total"]) <= zeros
+    assert curve(folder, "prune/sparsity")[0][0] == int(share * total)
+    if prune_at == 0.0:  # biases are born 0 in PPO, and its actor a hundred times smaller than its other layers
+        assert ("actor.weight" in summary(folder)["emptied"]) == (algorithm == "ppo")
+
+
+@both
+def test_a_script_copied_alone_into_an_empty_folder_trains_prunes_counts_and_saves(algorithm, tmp_path):
+    script = shutil.copy(ROOT / f"{algorithm}_atari_prune.py", tmp_path)
+    options = SMALL[algorithm] | {"total_timesteps": 640}
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    wide = os.environ | {"COLUMNS": "200"}  # tyro frames its message and would break the line
+    call = [sys.executable, Path(script).name, "--num-threads=1", "--run-name=r", "--prune-rate=0.8", *words]
+    refused = subprocess.run(call, cwd=tmp_path, env=wide, capture_output=True, text=True)
+    assert refused.returncode == 2 and "--eval-episodes must be off: evals/ is not beside the script" in refused.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / f"{algorithm}_atari_prune.py"]
+    done = subprocess.run([*call, "--eval-episodes=0"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and ("training on the CPU" in done.stderr) == (not torch.cuda.is_available())
+    told = summary(tmp_path / "runs" / "r")
+    assert told["disk"] == {"dense": (tmp_path / "runs" / "r" / "model.pt").stat().st_size}
+    assert told["tensors"]["fc1.weight"]["pruned"] == round(0.8 * 3136 * 512)

@@ -1,0 +1,51 @@
+"""--track with the real client: every row arrives, without a network, a key or an answer to a prompt."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SMALL, rows, summary
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = [f"--{k.replace('_', '-')}={v}" for k, v in (SMALL["ppo"] | {"num_threads": 1, "eval_episodes": 1}).items()]
+CASES = {
+    "offline": {"WANDB_MODE": "offline"},
+    "no key": {},
+    "no network": {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_tracked_run_ends_with_every_row_in_its_offline_file(case, tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"HOME": str(tmp_path)} | CASES[case]
+    script = [sys.executable, str(ROOT / "ppo_atari_prune.py"), "--track", "--run-name=r", f"--runs-dir={tmp_path}"]
+    leader, terminal = pty.openpty()  # a person at a terminal: a client without a key would ask for one and wait
+    done = subprocess.run([*script, *WORDS], env=env, stdin=terminal, stderr=terminal, stdout=subprocess.PIPE, timeout=150)
+    os.close(terminal), os.close(leader)
+    assert done.returncode == 0
+    folder = tmp_path / "r"
+    (offline,) = (folder / "wandb").glob("offline-run-*")
+    inspect = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(offline)]
+    records = [
+        json.loads(line) for line in subprocess.run(inspect, env=env, capture_output=True, check=True).stdout.splitlines()
+    ]
+    (run,) = (r["run"] for r in records if r["type"] == "run")
+    assert run["run_id"] == (folder / "wandb_id").read_text() and run["run_id"].startswith("r-") and len(run["run_id"]) == 8
+    assert run["display_name"] == "r" and run["run_group"] == "SpaceInvadersNoFrameskip-v4__ppo__l1-0.3"
+    config = run["config"]["update"]
+    assert (config["arm"], config["effective_prune_rate"], config["seed"]) == ("l1-0.3", 0.3, 1)
+    sent = [json.dumps(r) for r in records if r["type"] == "history"]
+    curves = rows(folder / "curves.csv")
+    assert len(curves) > 40
+    for row in curves:
+        assert any(row["tag"] in line and row["global_step"] in line for line in sent), row
+    told = json.dumps([r for r in records if r["type"] == "summary"])
+    assert "effective_prune_rate" in told and str(summary(folder)["pruned"]) in told
+    assert [r for r in records if r["type"] in ("artifact", "request") and "model" in json.dumps(r)] or "artifact" in str(
+        records
+    )
