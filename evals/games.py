@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,25 +47,22 @@ def statistics(returns: list[float]) -> dict:
 def storage_bytes(weights: dict[str, torch.Tensor]) -> dict[str, int]:
     """Bytes of the file that torch.save writes of these weights in each format; vectors (biases) stay dense in all."""
 
-    def int32(t: torch.Tensor) -> torch.Tensor:
-        csr = t.to_sparse_csr()
-        crow, col = csr.crow_indices().int(), csr.col_indices().int()
-        return torch.sparse_csr_tensor(crow, col, csr.values(), csr.shape)
-
-    def int64(t: torch.Tensor) -> torch.Tensor:
-        csr = t.to_sparse_csr()  # its indices are views into COO storage, all of which would be saved: clone them
-        return torch.sparse_csr_tensor(csr.crow_indices().clone(), csr.col_indices().clone(), csr.values(), csr.shape)
+    def csr(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        t = t.flatten(1).to_sparse_csr()  # its indices are views into COO storage, all of which would be saved: copy them
+        crow, col = t.crow_indices().to(dtype, copy=True), t.col_indices().to(dtype, copy=True)
+        return torch.sparse_csr_tensor(crow, col, t.values(), t.shape)
 
     formats = {
         "dense": lambda t: t,
         "coo": lambda t: t.to_sparse().coalesce(),
-        "csr_int64": lambda t: int64(t.flatten(1)),
-        "csr_int32": lambda t: int32(t.flatten(1)),
+        "csr_int64": lambda t: csr(t, torch.int64),
+        "csr_int32": lambda t: csr(t, torch.int32),
     }
     sizes = {}
     for name, convert in formats.items():
         file = io.BytesIO()
-        torch.save({key: convert(t) if t.dim() > 1 else t for key, t in weights.items()}, file)
+        with warnings.catch_warnings(action="ignore"):  # that CSR is in beta, once a process
+            torch.save({key: convert(t) if t.dim() > 1 else t for key, t in weights.items()}, file)
         sizes[name] = len(file.getvalue())
     return sizes
 
@@ -183,7 +181,7 @@ def run(script, network_class, make_policy) -> None:
         tensors, mask_seed = script.prunable(network, args.prune_bias), script.derive_seed(args.seed, "mask")
         masks = script.make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, mask_seed)
         for name, mask in masks.items():
-            tensors[name].mul_(mask)
+            tensors[name].mul_(mask).add_(0.0)  # -0.0 + 0.0 is +0.0
         parts = [f"games-{args.eval_episodes}", f"s{args.seed}"] + ["greedy"] * args.greedy
         if args.prune_type != "none":
             parts += [f"{args.prune_type}-{args.prune_rate:g}", args.prune_scope] + ["no-bias"] * (not args.prune_bias)
@@ -198,6 +196,8 @@ def run(script, network_class, make_policy) -> None:
         result = statistics([row["return"] for row in rows])
         spread = "" if result["std"] is None else f", std {result['std']:.1f}, 95 % interval {np.round(result['ci95'], 1)}"
         print(f"{args.model}: {result['n']} games of {env_id}, mean return {result['mean']:.1f}{spread}; games in {out}")
+        sizes = storage_bytes(network.state_dict()).items()
+        print("bytes on disk: " + ", ".join(f"{size:,} as {name}" for name, size in sizes))
         if args.capture_video:
             score = record_video(policy, env_id, script.atari_spec(env_id), args.seed, out.with_suffix(".mp4"))
             print(f"recorded a game with a return of {score:.0f}: {out.with_suffix('.mp4')}")
