@@ -758,20 +758,8 @@ def train(args: Args) -> Path:
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, device if room else "cpu")
     batch_generator = torch.Generator(buffer.frames.device).manual_seed(derive_seed(args.seed, "minibatches"))
     buffer.start(games.obs)
-    state = {
-        "network": q_network,
-        "target_network": target_network,
-        "optimizer": optimizer,
-        "masks": {},
-        "games": games,
-    }
-    state |= {
-        "buffer": buffer,
-        "generators": [act_generator, batch_generator],
-        "global_step": 0,
-        "eval": [],
-        "emptied": [],
-    }
+    state = {"network": q_network, "target_network": target_network, "optimizer": optimizer, "masks": {}, "games": games}
+    state |= {"buffer": buffer, "generators": [act_generator, batch_generator], "global_step": 0, "eval": [], "emptied": []}
     state |= {"sparsity": 0.0, "learned": [0, 0.0], "device": device.type}
     log = Log(args, folder, config)
     masks = state["masks"]
