@@ -1,39 +1,42 @@
 #!/usr/bin/env bash
-# Install, train a small PPO and a small DQN on SpaceInvaders with an L1 cut at 0.5, print what the cut cost.
-#   scripts/quickstart.sh             about five minutes on two cores; a second call prints the table again
-#   DRY_RUN=1 scripts/quickstart.sh   print the two training commands
+# A small PPO and a small DQN on SpaceInvaders, side by side, half of each network cut away midway, and one table of both.
+# Needs python3 (3.11 or newer) with venv, two cores and under 5 minutes, installation included; no GPU.
+#   scripts/quickstart.sh               install, train, print the table; once both are finished: print the table
+#   scripts/quickstart.sh --overwrite   train anew; further options go to both trainings
+#   DRY_RUN=1 scripts/quickstart.sh     print the two training commands
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-common="--prune-type l1 --prune-rate 0.5 --num-threads $((($(nproc) + 1) / 2))"
-runs=(
-  "ppo_atari_prune.py --run-name quickstart-ppo --total-timesteps 40960 $common"
-  "dqn_atari_prune.py --run-name quickstart-dqn --total-timesteps 20000 --learning-starts 2000 --buffer-size 20000 --exploration-fraction 0.5 $common"
-)
-if [[ -n ${DRY_RUN:-} ]]; then printf 'python %s\n' "${runs[@]}"; exit; fi
+python=.venv/bin/python
+common=(--env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --eval-episodes 10 --num-threads 1 "$@")
+ppo=("$python" ppo_atari_prune.py --run-name quickstart_ppo --total-timesteps 24576 "${common[@]}")
+dqn=("$python" dqn_atari_prune.py --run-name quickstart_dqn --total-timesteps 11000 --learning-starts 1000
+  --buffer-size 11000 --exploration-fraction 0.4 "${common[@]}")
 
-[[ -x .venv/bin/python ]] || python3 -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-
-pids=()
-trap 'kill "${pids[@]}" 2> /dev/null' INT TERM
-for run in "${runs[@]}"; do
-  read -ra words <<< "$run"
-  echo "training: python $run"
-  .venv/bin/python "${words[@]}" < /dev/null > >(sed -u "s/^/${run:0:3}: /") 2>&1 &
-  pids+=($!)
-done
-failed=()
-for k in "${!runs[@]}"; do wait "${pids[k]}" || failed+=("${runs[k]}"); done
-if ((${#failed[@]})); then
-  printf 'failed: python %s\n' "${failed[@]}" >&2
-  exit 1
+if [[ "${DRY_RUN:-0}" == 1 ]]; then
+  printf '%q ' "${ppo[@]}" && echo
+  printf '%q ' "${dqn[@]}" && echo
+  exit
 fi
 
-.venv/bin/python scripts/table.py runs/quickstart-ppo runs/quickstart-dqn
-cat << 'TEXT'
-Runs as short as these play near chance: random play scores 148, and ten games say little. The curves:
-  .venv/bin/tensorboard --logdir runs
-A run of the study:
-  .venv/bin/python dqn_atari_prune.py --prune-type l1 --prune-rate 0.5 --seed 1
-TEXT
+[[ -x .venv/bin/pip ]] || python3 -m venv .venv
+echo "installing requirements.txt into .venv"
+"$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+
+# On a terminal each has a progress bar (tqdm reads its place from the environment), elsewhere a line a minute.
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # a background process does not hear Ctrl-C
+echo "training PPO and DQN side by side"
+TQDM_DESC=ppo TQDM_POSITION=0 "${ppo[@]}" > >(sed -u "s/^/ppo: /") &
+ppo_pid=$!
+TQDM_DESC=dqn TQDM_POSITION=1 "${dqn[@]}" > >(sed -u "s/^/dqn: /") &
+dqn_pid=$!
+
+failed=0
+wait "$ppo_pid" || { failed=$? && echo "error: the PPO run failed (exit $failed)" >&2; }
+wait "$dqn_pid" || { failed=$? && echo "error: the DQN run failed (exit $failed)" >&2; }
+((failed == 0)) || exit "$failed"
+
+echo
+"$python" scripts/table.py runs/quickstart_ppo runs/quickstart_dqn
+echo
+echo "Returns of so short a run are near chance: random play scores 148. The curves: .venv/bin/tensorboard --logdir runs"

@@ -1,4 +1,9 @@
-"""Print what the cut cost and gained in finished runs, a column a run: python scripts/table.py runs/*"""
+"""Print one table of finished runs, a column a run: return at each moment, zeros, bytes on disk, speed.
+
+    python scripts/table.py RUN...
+
+A RUN is a run folder. One without a summary.json is named as unfinished; with no finished run the exit code is 2.
+"""
 
 import json
 import sys
@@ -6,34 +11,49 @@ from pathlib import Path
 
 import pandas as pd
 
+MOMENTS = {"before_prune": "return before the cut", "after_prune": "return right after", "final": "return at the end"}
+FORMATS = {"dense": "bytes, dense", "coo": "bytes, COO", "csr_int64": "bytes, CSR int64", "csr_int32": "bytes, CSR int32"}
+
+
+def score(moment: dict | None) -> str:
+    """Mean return over the games and its 95 % interval, which one game alone does not have."""
+    if moment is None:
+        return "-"
+    return f"{moment['mean']:.1f}" + (" [{:.1f}, {:.1f}]".format(*moment["ci95"]) if moment["ci95"] else "")
+
+
+def size(disk: dict[str, int], name: str) -> str:
+    """Bytes, and how many times those of the dense file."""
+    if name not in disk:
+        return "-"
+    return f"{disk[name]:,}" + ("" if name == "dense" else f" ({disk[name] / disk['dense']:.2f}x)")
+
 
 def column(summary: dict) -> dict[str, str]:
-    """A run's column: returns as mean [95 % interval], zeros, bytes and their ratio to dense, speed."""
-    rows = {"game": summary["env_id"], "arm": f"{summary['algorithm']} {summary['arm']}, seed {summary['seed']}"}
-    rows["agent steps"] = f"{summary['global_step']:,}"
-    for moment, score in summary["eval"].items():
-        interval = "" if score["ci95"] is None else " [{:.0f}, {:.0f}]".format(*score["ci95"])
-        rows[f"return {moment.replace('_', ' ')} ({score['n']} games)"] = f"{score['mean']:.1f}{interval}"
-    rows["zeros"] = f"{summary['total'] - summary['nonzero']:,} of {summary['total']:,}"
-    rows["sparsity"] = f"{summary['sparsity']:.4f}"
-    for name, size in summary["disk"].items():
-        rows[f"bytes as {name}"] = f"{size:,} ({size / summary['disk']['dense']:.2f}x)"
+    """The cells of a run, from its summary.json; `-` is what it did not measure."""
+    moments, zeros = summary.get("eval", {}), summary["total"] - summary["nonzero"]
     speed = summary["time"]["agent_steps_per_second_while_learning"]
-    return rows | {"agent steps/s while learning": "-" if speed is None else f"{speed:.0f}"}
+    cells = {"agent steps": f"{summary['global_step']:,}"}
+    cells |= {"games a moment": " / ".join(str(moments[name]["n"]) for name in MOMENTS if name in moments) or "-"}
+    cells |= {label: score(moments.get(name)) for name, label in MOMENTS.items()}
+    cells |= {"zeros": f"{zeros:,} of {summary['total']:,} ({zeros / summary['total']:.1%})"}
+    cells |= {label: size(summary["disk"], name) for name, label in FORMATS.items()}
+    return cells | {"agent steps a second": "-" if speed is None else f"{speed:.0f}"}
 
 
-def main(folders: list[Path]) -> None:
-    finished = [folder for folder in folders if (folder / "summary.json").is_file()]
-    for folder in folders:
-        if folder not in finished:
-            print(f"unfinished: {folder} has no summary.json", file=sys.stderr)
+def main() -> None:
+    summaries = {run: Path(run) / "summary.json" for run in sys.argv[1:]}
+    finished = {run: column(json.loads(file.read_text())) for run, file in summaries.items() if file.is_file()}
+    if finished:
+        print(pd.DataFrame(finished).to_string())
+        print("return: mean over the games of a moment [95 % interval]")
+    for run in summaries:
+        if run not in finished:
+            print(f"unfinished, no summary.json: {run}")
     if not finished:
-        reason = "no finished run among the folders given" if folders else "name at least one run folder"
-        print(f"error: {reason}", file=sys.stderr)
+        print("error: no finished run; usage: python scripts/table.py RUN...", file=sys.stderr)
         sys.exit(2)
-    table = pd.DataFrame({folder.name: column(json.loads((folder / "summary.json").read_text())) for folder in finished})
-    print(table.fillna("-").to_string(justify="left"))
 
 
 if __name__ == "__main__":
-    main([Path(word) for word in sys.argv[1:]])
+    main()

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Install, then lint, format, shell checks and all tests. Arguments go to pytest.
-#   scripts/test.sh
-#   scripts/test.sh -k buffer
+# Lint, shell checks and all tests, in a .venv that is made if there is none. Needs python3 (3.11 or newer) with venv; no GPU.
+#   scripts/test.sh                 everything
+#   scripts/test.sh -k mask -x      further arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-[[ -x .venv/bin/python ]] || python3 -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+python=.venv/bin/python
+shell_files=(scripts/*.sh .ci/run)
 
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
-for file in scripts/*.sh .ci/run; do bash -n "$file"; done
-.venv/bin/shellcheck scripts/*.sh .ci/run
-# one process per core and one thread in each: faster than one after the other
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --numprocesses "$(nproc)" --dist loadfile --durations 10 "$@"
+[[ -x .venv/bin/pip ]] || python3 -m venv .venv
+"$python" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+
+"$python" -m ruff check
+"$python" -m ruff format --check
+for file in "${shell_files[@]}"; do bash -n "$file"; done
+.venv/bin/shellcheck "${shell_files[@]}"
+"$python" -m pytest --durations=15 "$@"
