@@ -67,7 +67,8 @@ def quickstart_with_a_stub(root: Path, fails: str) -> tuple[subprocess.Completed
     for name in ("python", "pip"):
         (root / ".venv" / "bin" / name).write_text(STUB.format(fails=fails))
         (root / ".venv" / "bin" / name).chmod(0o755)
-    done = bash(str(root / "scripts" / "quickstart.sh"), cwd="/")
+    (root / "elsewhere").mkdir()
+    done = bash(str(root / "scripts" / "quickstart.sh"), cwd=root / "elsewhere")
     return done, (root / "calls").read_text().splitlines()
 
 
