@@ -29,7 +29,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -263,7 +263,7 @@ class AtariGames:
     def __init__(self, env_id: str, num_envs: int, seed: int, num_threads: int = 0, max_frames: int = 108_000):
         self.envs = AtariVectorEnv(
             num_envs=num_envs,
-            num_threads=num_threads,
+            num_threads=min(num_threads, num_envs),
             autoreset_mode="SameStep",
             life_loss_info=True,
             reward_clipping=False,
@@ -331,8 +331,7 @@ def apply_masks(network: nn.Module, optimizer: torch.optim.Optimizer, masks: dic
     parameters = dict(network.named_parameters())
     for name, mask in masks.items():
         for moment in ("exp_avg", "exp_avg_sq"):
-            if moment in optimizer.state[parameters[name]]:
-                optimizer.state[parameters[name]][moment].mul_(mask)
+            optimizer.state[parameters[name]][moment].mul_(mask)
         parameters[name].mul_(mask).add_(0.0)  # -0.0 + 0.0 is +0.0
 
 
@@ -440,7 +439,9 @@ class Log:
         self.bar = tqdm(total=args.total_timesteps, unit=" steps", dynamic_ncols=True, disable=not sys.stderr.isatty())
         self.recent_returns: deque[float] = deque(maxlen=20)
         self.gpu_utilisation: list[int] = []
+        self.learned = [0, 0.0]  # agent steps and seconds of the laps that count
         self.started = self.last_line = self.last_sample = time.monotonic()
+        self.new_lap(0, warm=False)
 
     def __call__(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
         for tag, value in metrics.items():
@@ -456,6 +457,17 @@ class Log:
             self.recent_returns.append(game.episodic_return)
             scores = {"charts/episodic_return": game.episodic_return, "charts/episodic_length": game.episodic_length}
             self(global_step, scores)
+
+    def new_lap(self, global_step: int, warm: bool) -> None:
+        self.lap_step, self.lap_time, self.warm = global_step, time.perf_counter(), warm
+
+    def lap(self, global_step: int, learning_starts: int) -> float:
+        """Agent steps per second since the last lap. Laps that learn throughout make the mean of the run, but for the first."""
+        steps, seconds = global_step - self.lap_step, time.perf_counter() - self.lap_time
+        if self.warm and self.lap_step >= learning_starts:
+            self.learned = [self.learned[0] + steps, self.learned[1] + seconds]
+        self.new_lap(global_step, warm=global_step > learning_starts)
+        return steps / seconds
 
     def progress(self, global_step: int, steps_per_second: float, sparsity: float) -> None:
         """Move the bar; where the output is no terminal, print a line a minute instead. The return is of the last 20 games."""
@@ -562,6 +574,7 @@ def cut(args, folder: Path, log: Log, state: dict) -> None:
     shares = {f"prune/sparsity_{name}": c["pruned"] / c["total"] for name, c in counts.items()}
     log(state["global_step"], {"prune/sparsity": state["sparsity"], **shares})
     evaluate_moment(args, folder, log, state, "after_prune")
+    log.new_lap(state["global_step"], warm=not state["graphs"])
 
 
 def finish(args, folder: Path, log: Log, state: dict) -> None:
@@ -587,7 +600,7 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
             policy = evals.make_policy(evaluation_copy(args, state), seed)
             games.record_video(policy, args.env_id, atari_spec(args.env_id), seed, files[-1])
     log(state["global_step"], {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
-    steps, seconds = state["learned"]
+    steps, seconds = log.learned
     summary["time"] = {
         "agent_steps_per_second_while_learning": steps / seconds if seconds else None,
         "wall_seconds": time.monotonic() - log.started,
@@ -597,6 +610,83 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
     }
     log.close(summary, files)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
+
+
+# -------------------------------------------------------------------------------------------------------- shared: device
+class Inbox:
+    """Arrays that the host fills and the device reads, each at an address that stays; on a GPU one copy brings all of them.
+
+    `inbox.tensors[name]` lies on the device; `put(name=array, ...)` fills and sends, on a GPU from pinned memory.
+    """
+
+    def __init__(self, device: torch.device, **arrays: np.ndarray):
+        sizes = {name: -(-array.nbytes // 8) * 8 for name, array in arrays.items()}  # aligned for every type
+        self.host = torch.empty(sum(sizes.values()), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.sent = self.host.to(device)  # on the CPU the same memory
+        self.arrays, self.tensors, start = {}, {}, 0
+        for name, array in arrays.items():
+            end = start + array.nbytes
+            self.arrays[name] = self.host[start:end].numpy().view(array.dtype).reshape(array.shape)
+            self.tensors[name] = self.sent[start:end].view(torch.from_numpy(array).dtype).view(array.shape)
+            start += sizes[name]
+        self.put(**arrays)
+
+    def put(self, **arrays) -> None:
+        for name, array in arrays.items():
+            self.arrays[name][...] = array
+        if self.sent is not self.host:
+            self.sent.copy_(self.host, non_blocking=True)
+
+
+def make_adam(network: nn.Module, learning_rate: float, eps: float) -> torch.optim.Adam:
+    """Fused Adam whose state and learning rate (a tensor: a graph would keep the value of a float) are there from the start."""
+    device = next(network.parameters()).device
+    rate = torch.tensor(learning_rate, device=device)
+    adam = torch.optim.Adam(network.parameters(), lr=rate, eps=eps, fused=True, capturable=device.type == "cuda")
+    for p in network.parameters():
+        moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        adam.state[p] = {"step": torch.zeros((), device=device)} | moments
+    return adam
+
+
+def live_tensors(state: dict) -> dict[str, torch.Tensor]:
+    """Weights and moments by name: the memory itself that the networks, the optimizer and the graphs work on."""
+    parts = {name: state[name].state_dict() for name in ("network", "target_network") if name in state}
+    moments = {name: state["optimizer"].state[p] for name, p in state["network"].named_parameters()}
+    tensors = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+    return tensors | {f"optimizer.{name}.{key}": t for name, kept in moments.items() for key, t in kept.items()}
+
+
+def capture(function, state: dict):
+    """On a GPU the function as the replay of one CUDA graph; on the CPU the function itself.
+
+    It takes nothing, works on tensors that stay where they are, and what it returns is overwritten by its next call. The
+    calls that warm it up are undone: weights, moments and generators are put back.
+    """
+    if not state["graphs"]:
+        return function
+    tensors, generators = list(live_tensors(state).values()), state["generators"]
+    kept, states = [t.clone() for t in tensors], [g.get_state() for g in generators]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        outputs = function()
+    torch._foreach_copy_(tensors, kept)
+    for generator, before in zip(generators, states, strict=True):
+        generator.set_state(before)
+
+    def replay():
+        graph.replay()
+        return outputs
+
+    return replay
 
 
 # --------------------------------------------------------------------------------------------------------------- network
@@ -633,61 +723,60 @@ TRANSITION_BYTES = 84 * 84 + 5  # a frame, its age, action, clipped reward and t
 
 
 class ReplayBuffer:
-    """A ring of single frames for each game; stacks are put together when they are sampled.
+    """A ring of single frames; stacks are put together when they are sampled. The games take turns: place p is followed by
+    p + num_envs of the same game.
 
-    Slot t of a game holds the newest frame of the observation at t and what followed it: action, clipped reward,
-    termination and truncation. `age` counts the frames of the game before it, up to 3: the stack reaches no further back.
+    A place holds the newest frame of an observation and its facts: age (frames of the game before it, up to 3: the stack
+    reaches no further back), and what followed: action, clipped reward, termination, truncation.
     """
 
     def __init__(self, buffer_size: int, num_envs: int, device: torch.device | str):
-        self.slots = buffer_size // num_envs
-        shape = (num_envs, self.slots)
-        self.frames = torch.empty(*shape, 84, 84, dtype=torch.uint8, device=device)
-        self.ages = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self.rewards = torch.zeros(shape, dtype=torch.int8, device=device)
-        self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.truncations = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.head = 0  # the slot of the newest frame, whose action is still to come
-        self.size = 0  # whole transitions of each game
+        self.num_envs, self.places = num_envs, buffer_size // num_envs * num_envs
+        self.frames = torch.empty(self.places, 84, 84, dtype=torch.uint8, device=device)
+        self.facts = torch.zeros(self.places, 5, dtype=torch.int8, device=device)
+        self.head = 0  # the place of the first game's newest frame, whose facts are still to come
+        self.size = 0  # places that hold whole transitions
+        self.ages = np.zeros(num_envs, np.int8)
+        self.back = torch.arange(-3, 2, device=device) * num_envs  # (5,): the frames of obs and next_obs
+        self.oldest = torch.arange(3, -2, -1, dtype=torch.int8, device=device)  # (5,): the age from which each belongs to it
 
-    def start(self, obs: np.ndarray) -> None:
+    def start(self, obs: torch.Tensor) -> None:
         """Store the first frames, (num_envs, 4, 84, 84)."""
-        self.frames[:, 0] = torch.from_numpy(obs[:, -1])
+        self.frames[: self.num_envs] = obs[:, -1]
 
-    def add(self, actions: np.ndarray, step: Step) -> None:
-        """Complete the transition at the head with what followed, (num_envs,) each, and store the next frames."""
-        t = self.head
-        self.actions[:, t] = torch.from_numpy(actions)
-        self.rewards[:, t] = torch.from_numpy(np.sign(step.rewards))
-        self.terminations[:, t] = torch.from_numpy(step.terminations)
-        self.truncations[:, t] = torch.from_numpy(step.truncations)
-        self.head = (t + 1) % self.slots
-        self.frames[:, self.head] = torch.from_numpy(step.obs[:, -1])
-        older = (self.ages[:, t] + 1).clamp_(max=3)
-        self.ages[:, self.head] = older.masked_fill_(torch.from_numpy(step.game_starts).to(older.device), 0)
-        self.size = min(self.size + 1, self.slots - 1)
+    def advance(self, actions: np.ndarray, step: Step) -> dict[str, np.ndarray]:
+        """Move the head past a step of the games; what `store` and `sample` need to know of it, as arrays."""
+        facts = [self.ages, actions, np.sign(step.rewards), step.terminations, step.truncations]
+        each, here, self.head = np.arange(self.num_envs), self.head, (self.head + self.num_envs) % self.places
+        self.ages = np.where(step.game_starts, 0, np.minimum(self.ages + 1, 3)).astype(np.int8)
+        self.size = min(self.size + self.num_envs, self.places - self.num_envs)
+        places, facts = np.stack([here + each, self.head + each]), np.stack(facts, axis=1).astype(np.int8)
+        return {"obs": step.obs, "facts": facts, "places": places, "window": self.window()}
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """A uniform minibatch: obs, actions, rewards, next_obs, terminations; obs (batch, 4, 84, 84) uint8, else (batch,).
+    def window(self) -> np.ndarray:
+        """First place that may be sampled and how many may; in a full ring the stacks of the oldest reach over the head."""
+        skipped = 4 * self.num_envs if self.size == self.places - self.num_envs else 0
+        return np.array([(self.head - self.size + skipped) % self.places, self.size - skipped])
 
-        The frame that follows a truncated transition is of another game, so its predecessor is drawn in its place. In a
-        full ring the four oldest are left out: their stacks reach over the write head.
+    def store(self, obs: torch.Tensor, facts: torch.Tensor, places: torch.Tensor) -> None:
+        """Complete the transitions at places[0] with their facts and put the frames that followed at places[1]."""
+        self.facts.index_copy_(0, places[0], facts)
+        self.frames.index_copy_(0, places[1], obs[:, -1])
+
+    def sample(self, batch_size: int, window: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Uniform transitions: obs, actions, rewards, next_obs, terminations; obs (batch, 4, 84, 84) uint8, else (batch,).
+
+        The frame after a truncated transition is of another game, so its predecessor is drawn in its place. The next_obs of
+        a game that is over is not to be used.
         """
-        device, num_envs = self.frames.device, len(self.frames)
-        oldest = 4 if self.size == self.slots - 1 else 0
-        draws = torch.rand(batch_size, dtype=torch.float64, generator=generator, device=device)
-        each = self.size - oldest
-        index = (draws * (num_envs * each)).long().clamp_(max=num_envs * each - 1)
-        env, t = index // each, (self.head - self.size + oldest + index % each) % self.slots
-        t = (t - self.truncations[env, t].long()) % self.slots
-        reach = torch.arange(3, -1, -1, device=device)  # (4,): how far back each frame of a stack lies
-        slots = (t[:, None] + torch.arange(-3, 2, device=device)) % self.slots  # (batch, 5)
-        frames = self.frames[env[:, None], slots]  # (batch, 5, 84, 84)
-        within = (reach <= self.ages[env, t][:, None]).to(torch.uint8)
-        within_next = (reach <= self.ages[env, slots[:, 4]][:, None]).to(torch.uint8)
-        obs, next_obs = frames[:, :4] * within[..., None, None], frames[:, 1:] * within_next[..., None, None]
-        return obs, self.actions[env, t].long(), self.rewards[env, t].float(), next_obs, self.terminations[env, t]
+        draws = torch.randint(2**62, (batch_size,), generator=generator, device=self.frames.device)
+        places = (window[0] + draws % window[1]) % self.places
+        places = (places - self.facts[places, 4].long() * self.num_envs) % self.places
+        facts = self.facts[places]
+        stack = (places[:, None] + self.back) % self.places  # (batch, 5)
+        frames = self.frames.index_select(0, stack.flatten()).view(batch_size, 5, 84, 84)
+        frames *= (facts[:, :1] >= self.oldest)[..., None, None]
+        return frames[:, :4], facts[:, 1].long(), facts[:, 2].float(), frames[:, 1:], facts[:, 3].bool()
 
 
 def linear_schedule(start_e: float, end_e: float, duration: float, t: int) -> float:
@@ -700,7 +789,7 @@ def crossings(before: int, after: int, every: int) -> int:
     return after // every - before // every
 
 
-def epsilon_greedy(q_values: torch.Tensor, epsilon: float, generator: torch.Generator) -> torch.Tensor:
+def epsilon_greedy(q_values: torch.Tensor, epsilon: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Actions (num_envs,) from values (num_envs, num_actions); draws the same numbers whether it uses them or not."""
     num_envs, num_actions = q_values.shape
     explore = torch.rand(num_envs, generator=generator, device=q_values.device) < epsilon
@@ -720,18 +809,24 @@ def sync_target(target_network: nn.Module, q_network: nn.Module, tau: float) -> 
         target.copy_(online) if tau == 1.0 else target.lerp_(online, tau)
 
 
-def update(q_network, target_network, optimizer, masks, batch, gamma, autocast) -> tuple[torch.Tensor, torch.Tensor]:
-    """One gradient update from a minibatch (ReplayBuffer.sample); returns the TD loss and the mean Q value of its actions."""
+def update(
+    q_network, target_network, optimizer, masks, batch, batch_size: int, gamma: float, autocast
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A gradient update for each batch_size transitions of a batch (ReplayBuffer.sample), whose TD targets are computed once.
+
+    Returns the TD loss of the last update and the mean Q value of its actions.
+    """
     obs, actions, rewards, next_obs, terminations = batch
     with torch.no_grad(), autocast():
         target = td_target(target_network(next_obs), rewards, terminations, gamma)
-    with autocast():
-        q_values = q_network(obs).gather(1, actions[:, None]).squeeze(1)  # (batch,)
-    loss = F.mse_loss(q_values, target)
-    optimizer.zero_grad()
-    loss.backward()
-    mask_gradients(q_network, masks)
-    optimizer.step()
+    for mb_obs, mb_actions, mb_target in zip(*(t.split(batch_size) for t in (obs, actions, target)), strict=True):
+        with autocast():
+            q_values = q_network(mb_obs).gather(1, mb_actions[:, None]).squeeze(1)  # (batch_size,)
+        loss = F.mse_loss(q_values, mb_target)
+        optimizer.zero_grad()
+        loss.backward()
+        mask_gradients(q_network, masks)
+        optimizer.step()
     return loss.detach(), q_values.detach().mean()
 
 
@@ -753,55 +848,68 @@ def train(args: Args) -> Path:
         q_network = QNetwork(games.num_actions, args.hidden_size)
     q_network = q_network.to(device, memory_format=torch.channels_last)
     target_network = copy.deepcopy(q_network)
-    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
-    act_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "actions"))
+    optimizer = make_adam(q_network, args.learning_rate, eps=1e-8)
     room = device.type == "cpu" or torch.cuda.mem_get_info()[0] > 1.1 * args.buffer_size * TRANSITION_BYTES
-    buffer = ReplayBuffer(args.buffer_size, args.num_envs, device if room else "cpu")
-    batch_generator = torch.Generator(buffer.frames.device).manual_seed(derive_seed(args.seed, "minibatches"))
-    buffer.start(games.obs)
+    memory = device if room else torch.device("cpu")  # where the replay buffer lies, and what is sent to it
+    buffer = ReplayBuffer(args.buffer_size, args.num_envs, memory)
+    act_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "actions"))
+    batch_generator = torch.Generator(memory).manual_seed(derive_seed(args.seed, "minibatches"))
     state = {"network": q_network, "target_network": target_network, "optimizer": optimizer, "masks": {}, "games": games}
     state |= {"buffer": buffer, "generators": [act_generator, batch_generator], "global_step": 0, "eval": [], "emptied": []}
-    state |= {"sparsity": 0.0, "learned": [0, 0.0], "device": device.type}
+    state |= {"sparsity": 0.0, "device": device.type, "graphs": memory.type == "cuda"}
+    schedule = partial(linear_schedule, args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps)
+    blank = {"facts": np.zeros((args.num_envs, 5), np.int8), "places": np.zeros((2, args.num_envs), np.int64)}
+    inbox = Inbox(memory, window=buffer.window(), epsilon=np.array([schedule(0)], np.float32), obs=games.obs, **blank)
+    sent = inbox.tensors
+    buffer.start(sent["obs"])
     log = Log(args, folder, config)
     masks = state["masks"]
 
+    def act() -> torch.Tensor:
+        with torch.no_grad(), autocast():
+            q_values = q_network(sent["obs"].to(device))
+        return epsilon_greedy(q_values, sent["epsilon"].to(device), act_generator)
+
+    def store() -> None:
+        buffer.store(sent["obs"], sent["facts"], sent["places"])
+
+    def learn(updates: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = buffer.sample(updates * args.batch_size, sent["window"], batch_generator)
+        batch = [t.to(device) for t in batch]
+        return update(q_network, target_network, optimizer, masks, batch, args.batch_size, args.gamma, autocast)
+
+    @cache
+    def graph(function, *constants):
+        return capture(partial(function, *constants), state)
+
     if cut_iteration(args) == 0:
         cut(args, folder, log, state)
-    since, logged_step = time.monotonic(), 0
     for iteration in range(1, args.total_timesteps // args.steps_per_iteration + 1):
         before, after = state["global_step"], state["global_step"] + args.num_envs
-        began = time.perf_counter()
-        epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps, before)
-        with torch.no_grad(), autocast():
-            q_values = q_network(torch.from_numpy(games.obs).to(device))
-        actions = epsilon_greedy(q_values, epsilon, act_generator).cpu().numpy()
-
+        actions = graph(act)().cpu().numpy()
         games.send(actions)  # the emulator's threads step while the network learns from what is stored
         due = crossings(max(before, args.learning_starts), max(after, args.learning_starts), args.train_frequency)
-        for _ in range(due):
-            batch = [t.to(device) for t in buffer.sample(args.batch_size, batch_generator)]
-            losses = update(q_network, target_network, optimizer, masks, batch, args.gamma, autocast)
+        if due:
+            losses = graph(learn, due)()
         if after > args.learning_starts:
             for _ in range(crossings(before, after, args.target_network_frequency)):
                 sync_target(target_network, q_network, args.tau)
         step = games.receive()
-        buffer.add(actions, step)
+        inbox.put(**buffer.advance(actions, step), epsilon=schedule(after))
+        graph(store)()
 
         state["global_step"] = after
         log.games(after, step.finished)
-        if due:
-            state["learned"][0] += args.num_envs
-            state["learned"][1] += time.perf_counter() - began
         if crossings(before, after, 1000):
-            now = time.monotonic()
-            speed, since, logged_step = (after - logged_step) / (now - since), now, after
-            metrics = {"charts/epsilon": epsilon}
+            speed = log.lap(after, args.learning_starts)
+            metrics = {"charts/epsilon": schedule(before)}
             if after > args.learning_starts + args.train_frequency:
                 metrics |= {"losses/td_loss": losses[0].item(), "losses/q_values": losses[1].item()}
             log(after, metrics, {"charts/SPS": speed})
             log.progress(after, speed, state["sparsity"])
         if iteration == cut_iteration(args):
             cut(args, folder, log, state)
+            graph.cache_clear()  # the masks are new
     finish(args, folder, log, state)
     return folder
 

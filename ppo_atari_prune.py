@@ -28,7 +28,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -265,7 +265,7 @@ class AtariGames:
     def __init__(self, env_id: str, num_envs: int, seed: int, num_threads: int = 0, max_frames: int = 108_000):
         self.envs = AtariVectorEnv(
             num_envs=num_envs,
-            num_threads=num_threads,
+            num_threads=min(num_threads, num_envs),
             autoreset_mode="SameStep",
             life_loss_info=True,
             reward_clipping=False,
@@ -333,8 +333,7 @@ def apply_masks(network: nn.Module, optimizer: torch.optim.Optimizer, masks: dic
     parameters = dict(network.named_parameters())
     for name, mask in masks.items():
         for moment in ("exp_avg", "exp_avg_sq"):
-            if moment in optimizer.state[parameters[name]]:
-                optimizer.state[parameters[name]][moment].mul_(mask)
+            optimizer.state[parameters[name]][moment].mul_(mask)
         parameters[name].mul_(mask).add_(0.0)  # -0.0 + 0.0 is +0.0
 
 
@@ -442,7 +441,9 @@ class Log:
         self.bar = tqdm(total=args.total_timesteps, unit=" steps", dynamic_ncols=True, disable=not sys.stderr.isatty())
         self.recent_returns: deque[float] = deque(maxlen=20)
         self.gpu_utilisation: list[int] = []
+        self.learned = [0, 0.0]  # agent steps and seconds of the laps that count
         self.started = self.last_line = self.last_sample = time.monotonic()
+        self.new_lap(0, warm=False)
 
     def __call__(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
         for tag, value in metrics.items():
@@ -458,6 +459,17 @@ class Log:
             self.recent_returns.append(game.episodic_return)
             scores = {"charts/episodic_return": game.episodic_return, "charts/episodic_length": game.episodic_length}
             self(global_step, scores)
+
+    def new_lap(self, global_step: int, warm: bool) -> None:
+        self.lap_step, self.lap_time, self.warm = global_step, time.perf_counter(), warm
+
+    def lap(self, global_step: int, learning_starts: int) -> float:
+        """Agent steps per second since the last lap. Laps that learn throughout make the mean of the run, but for the first."""
+        steps, seconds = global_step - self.lap_step, time.perf_counter() - self.lap_time
+        if self.warm and self.lap_step >= learning_starts:
+            self.learned = [self.learned[0] + steps, self.learned[1] + seconds]
+        self.new_lap(global_step, warm=global_step > learning_starts)
+        return steps / seconds
 
     def progress(self, global_step: int, steps_per_second: float, sparsity: float) -> None:
         """Move the bar; where the output is no terminal, print a line a minute instead. The return is of the last 20 games."""
@@ -564,6 +576,7 @@ def cut(args, folder: Path, log: Log, state: dict) -> None:
     shares = {f"prune/sparsity_{name}": c["pruned"] / c["total"] for name, c in counts.items()}
     log(state["global_step"], {"prune/sparsity": state["sparsity"], **shares})
     evaluate_moment(args, folder, log, state, "after_prune")
+    log.new_lap(state["global_step"], warm=not state["graphs"])
 
 
 def finish(args, folder: Path, log: Log, state: dict) -> None:
@@ -589,7 +602,7 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
             policy = evals.make_policy(evaluation_copy(args, state), seed)
             games.record_video(policy, args.env_id, atari_spec(args.env_id), seed, files[-1])
     log(state["global_step"], {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
-    steps, seconds = state["learned"]
+    steps, seconds = log.learned
     summary["time"] = {
         "agent_steps_per_second_while_learning": steps / seconds if seconds else None,
         "wall_seconds": time.monotonic() - log.started,
@@ -599,6 +612,83 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
     }
     log.close(summary, files)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
+
+
+# -------------------------------------------------------------------------------------------------------- shared: device
+class Inbox:
+    """Arrays that the host fills and the device reads, each at an address that stays; on a GPU one copy brings all of them.
+
+    `inbox.tensors[name]` lies on the device; `put(name=array, ...)` fills and sends, on a GPU from pinned memory.
+    """
+
+    def __init__(self, device: torch.device, **arrays: np.ndarray):
+        sizes = {name: -(-array.nbytes // 8) * 8 for name, array in arrays.items()}  # aligned for every type
+        self.host = torch.empty(sum(sizes.values()), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.sent = self.host.to(device)  # on the CPU the same memory
+        self.arrays, self.tensors, start = {}, {}, 0
+        for name, array in arrays.items():
+            end = start + array.nbytes
+            self.arrays[name] = self.host[start:end].numpy().view(array.dtype).reshape(array.shape)
+            self.tensors[name] = self.sent[start:end].view(torch.from_numpy(array).dtype).view(array.shape)
+            start += sizes[name]
+        self.put(**arrays)
+
+    def put(self, **arrays) -> None:
+        for name, array in arrays.items():
+            self.arrays[name][...] = array
+        if self.sent is not self.host:
+            self.sent.copy_(self.host, non_blocking=True)
+
+
+def make_adam(network: nn.Module, learning_rate: float, eps: float) -> torch.optim.Adam:
+    """Fused Adam whose state and learning rate (a tensor: a graph would keep the value of a float) are there from the start."""
+    device = next(network.parameters()).device
+    rate = torch.tensor(learning_rate, device=device)
+    adam = torch.optim.Adam(network.parameters(), lr=rate, eps=eps, fused=True, capturable=device.type == "cuda")
+    for p in network.parameters():
+        moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        adam.state[p] = {"step": torch.zeros((), device=device)} | moments
+    return adam
+
+
+def live_tensors(state: dict) -> dict[str, torch.Tensor]:
+    """Weights and moments by name: the memory itself that the networks, the optimizer and the graphs work on."""
+    parts = {name: state[name].state_dict() for name in ("network", "target_network") if name in state}
+    moments = {name: state["optimizer"].state[p] for name, p in state["network"].named_parameters()}
+    tensors = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+    return tensors | {f"optimizer.{name}.{key}": t for name, kept in moments.items() for key, t in kept.items()}
+
+
+def capture(function, state: dict):
+    """On a GPU the function as the replay of one CUDA graph; on the CPU the function itself.
+
+    It takes nothing, works on tensors that stay where they are, and what it returns is overwritten by its next call. The
+    calls that warm it up are undone: weights, moments and generators are put back.
+    """
+    if not state["graphs"]:
+        return function
+    tensors, generators = list(live_tensors(state).values()), state["generators"]
+    kept, states = [t.clone() for t in tensors], [g.get_state() for g in generators]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        outputs = function()
+    torch._foreach_copy_(tensors, kept)
+    for generator, before in zip(generators, states, strict=True):
+        generator.set_state(before)
+
+    def replay():
+        graph.replay()
+        return outputs
+
+    return replay
 
 
 # --------------------------------------------------------------------------------------------------------------- network
@@ -655,13 +745,12 @@ def compute_gae(rewards, values, terminations, next_value, gamma: float, gae_lam
     terminations[t] says that the step from t ended a life or a game: nothing after it counts. next_value (num_envs,) is the
     value of the observation after the last step. values + advantages are the returns that the critic is trained on.
     """
-    advantages = torch.empty_like(rewards)
-    next_advantage = torch.zeros_like(next_value)
-    for t in reversed(range(len(rewards))):
-        going_on = 1.0 - terminations[t].float()
-        delta = rewards[t] + gamma * next_value * going_on - values[t]
-        advantages[t] = next_advantage = delta + gamma * gae_lambda * going_on * next_advantage
-        next_value = values[t]
+    going_on = 1.0 - terminations.float()
+    deltas = rewards + gamma * torch.cat([values[1:], next_value[None]]) * going_on - values
+    decays = gamma * gae_lambda * going_on
+    advantages = deltas.clone()
+    for t in reversed(range(len(rewards) - 1)):
+        advantages[t].addcmul_(decays[t], advantages[t + 1])
     return advantages
 
 
@@ -720,73 +809,92 @@ def train(args: Args) -> Path:
     with seeded(derive_seed(args.seed, "network")):
         agent = Agent(games.num_actions, args.hidden_size)
     agent = agent.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizer = make_adam(agent, args.learning_rate, eps=1e-5)
     act_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "actions"))
     batch_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "minibatches"))
     state = {"network": agent, "optimizer": optimizer, "masks": {}, "games": games}
     state |= {"generators": [act_generator, batch_generator], "global_step": 0, "eval": [], "emptied": []}
-    state |= {"sparsity": 0.0, "learned": [0, 0.0], "device": device.type}
+    state |= {"sparsity": 0.0, "device": device.type, "graphs": device.type == "cuda"}
     log = Log(args, folder, config)
     masks = state["masks"]
 
     rollout = (args.num_steps, args.num_envs)
+    newest = Inbox(device, t=np.zeros(1, np.int64), obs=games.obs)  # sent every step; what followed is sent once a rollout
+    followed = Inbox(device, rewards=np.zeros(rollout, np.float32), terminations=np.zeros(rollout, bool))
+    rewards, terminations = followed.arrays["rewards"], followed.arrays["terminations"]
     obs = torch.zeros(*rollout, 4, 84, 84, dtype=torch.uint8, device=device)
     actions = torch.zeros(rollout, dtype=torch.int64, device=device)
-    logprobs, rewards, values = (torch.zeros(rollout, device=device) for _ in range(3))
-    terminations = torch.zeros(rollout, dtype=torch.bool, device=device)
+    logprobs, values, advantages, returns = (torch.zeros(rollout, device=device) for _ in range(4))
+    b_rollout = [x.flatten(0, 1) for x in (obs, actions, logprobs, advantages, returns, values)]
+    mb_inds = torch.zeros(args.steps_per_iteration // args.num_minibatches, dtype=torch.int64, device=device)
+
+    def act() -> torch.Tensor:
+        with torch.no_grad(), autocast():
+            logits, value = agent(newest.tensors["obs"])
+        action = sample_actions(logits, act_generator)
+        taken = (newest.tensors["obs"], action, log_prob(logits, action), value)
+        for memory, part in zip((obs, actions, logprobs, values), taken, strict=True):
+            memory.index_copy_(0, newest.tensors["t"], part[None])
+        return action
+
+    def judge() -> None:
+        with torch.no_grad(), autocast():
+            next_value = agent(newest.tensors["obs"])[1]
+        sent = followed.tensors
+        advantages.copy_(compute_gae(sent["rewards"], values, sent["terminations"], next_value, args.gamma, args.gae_lambda))
+        torch.add(advantages, values, out=returns)
+
+    def learn() -> dict[str, torch.Tensor]:
+        return update(agent, optimizer, masks, [x[mb_inds] for x in b_rollout], args, autocast)
+
+    @cache
+    def graph(function):
+        return capture(function, state)
 
     if cut_iteration(args) == 0:
         cut(args, folder, log, state)
     num_iterations = args.total_timesteps // args.steps_per_iteration
     for iteration in range(1, num_iterations + 1):
-        began = time.perf_counter()
         learning_rate = args.learning_rate * (1.0 - (iteration - 1) / num_iterations if args.anneal_lr else 1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate
+        optimizer.param_groups[0]["lr"].fill_(learning_rate)
 
         for t in range(args.num_steps):
-            obs[t] = torch.from_numpy(games.obs)
-            with torch.no_grad(), autocast():
-                logits, values[t] = agent(obs[t])
-            actions[t] = sample_actions(logits, act_generator)
-            logprobs[t] = log_prob(logits, actions[t])
-            games.send(actions[t].cpu().numpy())
+            newest.put(t=t, obs=games.obs)
+            games.send(graph(act)().cpu().numpy())
             step = games.receive()
-            rewards[t] = torch.from_numpy(np.sign(step.rewards).astype(np.float32))
-            terminations[t] = torch.from_numpy(step.terminations)
+            rewards[t], terminations[t] = np.sign(step.rewards), step.terminations
             if step.truncations.any():  # the game went on after its last frame: what would have followed is worth V(final_obs)
                 with torch.no_grad(), autocast():
-                    final_values = agent(torch.from_numpy(step.final_obs).to(device))[1]
-                truncated = torch.from_numpy(step.truncations & ~step.terminations).to(device)
+                    final_values = agent(torch.from_numpy(step.final_obs).to(device))[1].cpu().numpy()
+                truncated = step.truncations & ~step.terminations
                 rewards[t] += args.gamma * final_values * truncated
                 terminations[t] |= truncated
             state["global_step"] += args.num_envs
             log.games(state["global_step"], step.finished)
 
-        with torch.no_grad(), autocast():
-            next_value = agent(torch.from_numpy(games.obs).to(device))[1]
-        advantages = compute_gae(rewards, values, terminations, next_value, args.gamma, args.gae_lambda)
-        returns = advantages + values
-        b_rollout = [x.flatten(0, 1) for x in (obs, actions, logprobs, advantages, returns, values)]
+        newest.put(obs=games.obs)
+        followed.put()
+        graph(judge)()
         clipfracs = []
         for _epoch in range(args.update_epochs):
             order = torch.randperm(args.steps_per_iteration, generator=batch_generator, device=device)
-            for mb_inds in order.chunk(args.num_minibatches):
-                losses = update(agent, optimizer, masks, [x[mb_inds] for x in b_rollout], args, autocast)
-                clipfracs.append(losses["clipfrac"])
+            for inds in order.chunk(args.num_minibatches):
+                mb_inds.copy_(inds)
+                losses = graph(learn)()
+                clipfracs.append(losses["clipfrac"].clone())
             if args.target_kl is not None and losses["approx_kl"] > args.target_kl:
                 break
 
-        seconds = time.perf_counter() - began
-        state["learned"][0] += args.steps_per_iteration
-        state["learned"][1] += seconds
-        losses["clipfrac"] = torch.stack(clipfracs).mean()
-        losses["explained_variance"] = 1 - (returns - values).var() / returns.var()
-        metrics = {f"losses/{name}": value.item() for name, value in losses.items()} | {"charts/learning_rate": learning_rate}
-        speed = args.steps_per_iteration / seconds
-        log(state["global_step"], metrics, {"charts/SPS": speed})
+        explained = 1 - (returns - values).var() / returns.var()
+        losses = losses | {"clipfrac": torch.stack(clipfracs).mean(), "explained_variance": explained}
+        numbers = torch.stack(list(losses.values())).tolist()  # read back at once
+        metrics = {f"losses/{name}": number for name, number in zip(losses, numbers, strict=True)}
+        speed = log.lap(state["global_step"], learning_starts=0)
+        log(state["global_step"], metrics | {"charts/learning_rate": learning_rate}, {"charts/SPS": speed})
         log.progress(state["global_step"], speed, state["sparsity"])
         if iteration == cut_iteration(args):
             cut(args, folder, log, state)
+            graph.cache_clear()  # the masks are new
     finish(args, folder, log, state)
     return folder
 

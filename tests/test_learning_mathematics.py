@@ -75,11 +75,11 @@ def test_one_whole_dqn_update_equals_cleanrls_written_out_with_an_unfused_adam()
     network, reference, target = (dqn.QNetwork(6, 64) for _ in range(3))
     reference.load_state_dict(network.state_dict())
     batch = (frames(8, 1), torch.arange(8) % 6, torch.randn(8, generator=generator()), frames(8, 2), torch.arange(8) % 4 == 0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
-    loss, mean_q = dqn.update(network, target, optimizer, {}, batch, 0.99, nullcontext)
+    optimizer = dqn.make_adam(network, 1e-4, eps=1e-8)
+    loss, mean_q = dqn.update(network, target, optimizer, {}, batch, 8, 0.99, nullcontext)
 
     obs, actions, rewards, next_obs, dones = batch
-    goal = [float(r) + 0.99 * float(target(s[None]).max()) * (not d) for r, s, d in zip(rewards, next_obs, dones, strict=True)]
+    goal = [float(r) + 0.99 * target(s[None]).max().item() * (not d) for r, s, d in zip(rewards, next_obs, dones, strict=True)]
     old = reference(obs).gather(1, actions.view(-1, 1)).squeeze()
     expected = nn.functional.mse_loss(old, torch.tensor(goal))
     adam = torch.optim.Adam(reference.parameters(), lr=1e-4, foreach=False, fused=False)
@@ -90,6 +90,25 @@ def test_one_whole_dqn_update_equals_cleanrls_written_out_with_an_unfused_adam()
     )
     for p, r in zip(network.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, r, rtol=1e-4, atol=2e-6)
+
+
+def test_two_updates_from_one_batch_equal_two_from_its_halves_as_the_target_network_stands_still_between_them():
+    torch.manual_seed(0)
+    one, two, target = (dqn.QNetwork(6, 64) for _ in range(3))
+    two.load_state_dict(one.state_dict())
+    batch = (
+        frames(16, 1),
+        torch.arange(16) % 6,
+        torch.randn(16, generator=generator()),
+        frames(16, 2),
+        torch.arange(16) % 4 == 0,
+    )
+    dqn.update(one, target, dqn.make_adam(one, 1e-3, eps=1e-8), {}, batch, 8, 0.99, nullcontext)
+    adam = dqn.make_adam(two, 1e-3, eps=1e-8)
+    for half in range(2):
+        dqn.update(two, target, adam, {}, [t[8 * half : 8 * half + 8] for t in batch], 8, 0.99, nullcontext)
+    for p, r in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(p, r, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- PPO
@@ -177,7 +196,7 @@ def test_one_whole_ppo_update_equals_cleanrls_written_out_with_an_unfused_adam(c
     agent, reference = ppo.Agent(6, 64), ppo.Agent(6, 64)
     reference.load_state_dict(agent.state_dict())
     args, minibatch = ppo.Args(clip_vloss=clip_vloss, norm_adv=norm_adv), ppo_minibatch(agent)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=2.5e-4, eps=1e-5, fused=True)
+    optimizer = ppo.make_adam(agent, 2.5e-4, eps=1e-5)
     losses = ppo.update(agent, optimizer, {}, minibatch, args, nullcontext)
 
     obs, actions, b_logprobs, adv, b_returns, b_values = minibatch
@@ -215,8 +234,8 @@ def test_an_update_in_bf16_agrees_with_one_in_fp32_to_the_precision_of_bf16():
     for autocast in (nullcontext, BF16):
         torch.manual_seed(0)
         network, target = dqn.QNetwork(6), dqn.QNetwork(6)
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
-        dqn.update(network, target, optimizer, {}, batch, 0.99, autocast)
+        optimizer = dqn.make_adam(network, 1e-4, eps=1e-8)
+        dqn.update(network, target, optimizer, {}, batch, 32, 0.99, autocast)
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
     cosine = torch.nn.functional.cosine_similarity(*gradients, dim=0).item()
     assert 0.999 < cosine < 1.0 and np.isclose(gradients[0].norm(), gradients[1].norm(), rtol=0.02)

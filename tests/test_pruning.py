@@ -5,7 +5,17 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from dqn_atari_prune import QNetwork, apply_masks, count_tensors, derive_seed, make_masks, mask_gradients, prunable, sync_target
+from dqn_atari_prune import (
+    QNetwork,
+    apply_masks,
+    count_tensors,
+    derive_seed,
+    make_adam,
+    make_masks,
+    mask_gradients,
+    prunable,
+    sync_target,
+)
 from dqn_atari_prune import update as dqn_update
 from ppo_atari_prune import Agent
 from ppo_atari_prune import Args as PPOArgs
@@ -22,7 +32,7 @@ biases = pytest.mark.parametrize("bias", [True, False], ids=["with biases", "wei
 def build(algorithm: str, hidden_size: int = 512):
     torch.manual_seed(1)
     network = NETWORKS[algorithm](6, hidden_size).to(memory_format=torch.channels_last)
-    return network, torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    return network, make_adam(network, 1e-3, eps=1e-8)
 
 
 def zeros(masks: dict[str, torch.Tensor]) -> dict[str, int]:
@@ -157,14 +167,14 @@ def test_the_target_network_is_as_sparse_as_the_online_one_at_the_cut_and_after_
         return obs, actions, rewards, next_obs, torch.rand(8, generator=g) < 0.2
 
     for _ in range(5):
-        dqn_update(network, target, optimizer, {}, batch(), 0.99, nullcontext)
+        dqn_update(network, target, optimizer, {}, batch(), 8, 0.99, nullcontext)
     masks = make_masks(prunable(network), "l1", 0.8, "layer", 0)
     apply_masks(network, optimizer, masks)
     target.load_state_dict(network.state_dict())
     before = network.fc1.weight.detach().clone()
     for step in range(20):
         assert all(is_plus_zero(net.get_parameter(n).detach(), m) for net in (network, target) for n, m in masks.items())
-        dqn_update(network, target, optimizer, masks, batch(), 0.99, nullcontext)
+        dqn_update(network, target, optimizer, masks, batch(), 8, 0.99, nullcontext)
         if step % 5 == 0:
             sync_target(target, network, tau=1.0 if step % 10 else 0.5)
     moved = (network.fc1.weight != before)[masks["fc1.weight"] == 1]

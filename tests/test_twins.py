@@ -9,7 +9,8 @@ DQN, PPO = ((ROOT / f"{name}_atari_prune.py").read_text() for name in ("dqn", "p
 SHARED = """
     NEUTRAL EVALS RULES UserError Busy require check_options arm default_run_name derive_seed seeded cut_iteration
     atari_spec Game Step AtariGames prunable make_masks apply_masks mask_gradients count_tensors resolve git_state
-    write_atomically open_run Log start_wandb plain_state_dict evaluation_copy evaluate_moment cut finish scaled main
+    write_atomically open_run Log start_wandb plain_state_dict evaluation_copy evaluate_moment cut finish Inbox make_adam
+    live_tensors capture scaled main
 """
 DIFFERENT_ON_PURPOSE = {"ALGORITHM", "Args", "update", "train"}
 OPTIONS_DIFFERENT_ON_PURPOSE = {"learning_rate", "num_envs"}  # CleanRL's defaults, and what the number of games changes
@@ -49,7 +50,7 @@ def test_shared_sections_and_their_comments_are_one_text():
 
 def test_sections_come_in_the_same_order_with_the_same_rules():
     rules = [re.findall(r"^# -{9,} .*$", text, re.M) for text in (DQN, PPO)]
-    assert rules[0] == rules[1] and len(rules[0]) == 8
+    assert rules[0] == rules[1] and len(rules[0]) == 9
 
 
 def test_options_of_both_scripts_have_the_same_type_default_and_text():
