@@ -22,10 +22,15 @@ import re
 import resource
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+import zipfile
+import zlib
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
@@ -77,7 +82,13 @@ class Args:
     run_name: str | None = None
     """name of the run folder; None is made from game, algorithm, arm, seed and every other option off its default"""
     overwrite: bool = False
-    """start anew where a run of this name exists"""
+    """start anew where a run of this name exists; without it an unfinished one goes on"""
+    checkpoint_minutes: float = 10.0
+    """wall-clock minutes between checkpoints, at least 0; 0 for none; never changes a result"""
+    fork_from: str | None = None
+    """run folder of the dense twin: start from its prune point, with other prune_type, prune_rate, prune_scope, prune_bias"""
+    fork_seed: int | None = None
+    """with --fork-from, new generators from there on, mask included; --prune-type none with it is the A/A arm"""
 
     env_id: str = "SpaceInvadersNoFrameskip-v4"
     """Gymnasium id of an Atari game; actions stick only if the id says so"""
@@ -145,7 +156,11 @@ class Args:
 
 # ------------------------------------------------------------------------------------------------ shared: options, naming
 NEUTRAL = {"runs_dir", "run_name", "overwrite", "track", "wandb_project_name", "wandb_entity", "capture_video", "save_model"}
+NEUTRAL |= {"checkpoint_minutes", "fork_from"}
 """options that do not shape a result"""
+OF_THE_CUT = {"prune_type", "prune_rate", "prune_scope", "prune_bias", "fork_seed"}
+"""options in which a fork may differ from its parent"""
+CHECKPOINT_FORMAT = 1
 EVALS = Path(__file__).resolve().parent / "evals"
 """evaluation and storage formats; absent where the script was copied alone"""
 RULES = {
@@ -166,6 +181,10 @@ class Busy(Exception):
     """Another process holds the run folder: exit code 75."""
 
 
+class Stop(BaseException):
+    """A signal asked the run to end: exit code 128 + its number."""
+
+
 def require(holds, option: str, rule: str, value) -> None:
     if not holds:
         raise UserError(f"--{option.replace('_', '-')} must {rule}, got {value}")
@@ -178,6 +197,9 @@ def check_options(args, rules: dict[str, str]) -> None:
     for rule, names in [*shared.items(), *rules.items()]:
         for name in names.split():
             require(RULES[rule](getattr(args, name)), name, rule, getattr(args, name))
+    require(0 <= args.checkpoint_minutes < math.inf, "checkpoint_minutes", "be at least 0", args.checkpoint_minutes)
+    forks = args.fork_seed is None or (args.fork_from is not None and args.fork_seed >= 0)
+    require(forks, "fork_seed", "be at least 0 and come with --fork-from", args.fork_seed)
     named = args.run_name is None or re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", args.run_name)
     require(named, "run_name", "use only [A-Za-z0-9_.-], and no dot first", args.run_name)
     for name in ("eval_episodes", "capture_video"):
@@ -189,13 +211,14 @@ def arm(args) -> dict:
     """What a run is in a study: arms of one algorithm, game and seed are compared."""
     rate = 0.0 if args.prune_type == "none" else args.prune_rate
     name = "none" if args.prune_type == "none" else f"{args.prune_type}-{rate:g}"
+    name += "" if args.fork_seed is None else f"-fork{args.fork_seed}"
     where = {"algorithm": ALGORITHM, "env_id": args.env_id, "seed": args.seed}
     return where | {"arm": name, "prune_type": args.prune_type, "effective_prune_rate": rate}
 
 
 def default_run_name(args) -> str:
     """Game, script, arm, seed, then every other option that shapes the result and is not at its default."""
-    told = NEUTRAL | {"exp_name", "seed", "env_id", "prune_type", "prune_rate"}
+    told = NEUTRAL | {"exp_name", "seed", "env_id", "prune_type", "prune_rate", "fork_seed"}
     if args.prune_type == "none":
         told |= {"prune_scope", "prune_bias"}
     others = [
@@ -273,24 +296,83 @@ class AtariGames:
             **atari_spec(env_id),
         )
         self.num_actions = int(self.envs.single_action_space.n)
+        self.sticky = atari_spec(env_id)["repeat_action_probability"] > 0
+        self.num_envs, self.seed = num_envs, seed
         self.obs, info = self.envs.reset(seed=seed)
         self.frame_numbers = info["episode_frame_number"]
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+        self.resets = np.zeros(num_envs, np.int64)  # games begun since the seeded one
+        self.histories = [bytearray() for _ in range(num_envs)]  # actions of the game in progress
 
     def send(self, actions: np.ndarray) -> None:
+        self.actions = actions.tolist()
         self.envs.send(actions)
 
     def receive(self) -> Step:
         self.obs, rewards, terminations, truncations, info = self.envs.recv()
         self.returns += rewards
         self.lengths += 1
+        for history, action in zip(self.histories, self.actions, strict=True):
+            history.append(action)
         # a lost life terminates too and plays on; only the end of a game puts its frame counter back
         game_starts = info["episode_frame_number"] < self.frame_numbers
         self.frame_numbers = info["episode_frame_number"]
         ended = np.flatnonzero(game_starts)
         finished = [Game(int(k), float(self.returns[k]), int(self.lengths[k]), bool(truncations[k])) for k in ended]
-        self.returns[ended], self.lengths[ended] = 0, 0
+        if finished:
+            self.returns[ended], self.lengths[ended] = 0, 0
+            self.resets[ended] += 1
+            for k in ended:
+                self.histories[k].clear()
+            if self.sticky:
+                self.begin(game_starts)
         return Step(self.obs, rewards, terminations, truncations, game_starts, info.get("final_obs"), finished)
+
+    def begin(self, mask: np.ndarray, seeded: bool = True) -> None:
+        """Reset the games in the mask. Sticky actions draw at every step, so there each game has a seed of its own."""
+        seeds = self.seed + np.arange(self.num_envs) + self.sticky * self.num_envs * self.resets
+        obs, info = self.envs.reset(seed=seeds[mask] if seeded else None, options={"reset_mask": mask})
+        self.obs, self.frame_numbers = obs, info["episode_frame_number"]
+
+    def state_dict(self) -> dict:
+        kept = {"seed": self.seed, "resets": self.resets.tolist(), "histories": [h.hex() for h in self.histories]}
+        kept |= {"frame_numbers": self.frame_numbers.tolist(), "returns": self.returns.tolist()}
+        return kept | {"lengths": self.lengths.tolist()}
+
+    def load_state_dict(self, kept: dict) -> None:
+        """Play the games in progress again, aligned at their end; the emulator can't be saved, but it repeats itself.
+
+        Without sticky actions a game depends on its seed, on how many no-op counts were drawn since (one a reset) and on its
+        actions. Generators are first advanced together, with room for games that end while others wait for their start.
+        """
+        self.seed, self.resets = kept["seed"], np.array(kept["resets"])
+        self.histories = [bytearray.fromhex(h) for h in kept["histories"]]
+        lengths = np.array([len(h) for h in self.histories])
+        longest, drawn = int(lengths.max()), np.zeros(self.num_envs, np.int64)
+
+        def draw(mask: np.ndarray, seeded: bool = False) -> None:
+            self.begin(mask, seeded)
+            drawn[mask] = 0 if seeded else drawn[mask] + 1
+
+        draw(np.ones(self.num_envs, bool), seeded=True)
+        while not self.sticky and (few := drawn < self.resets - 2 - longest // 100).any():
+            draw(few)
+        for t in range(longest + 1):
+            starts = longest - lengths == t
+            if (late := starts & ((drawn > self.resets) | (t > 0) & (drawn >= self.resets) | self.sticky)).any():
+                draw(late, seeded=True)
+            while not self.sticky and (few := starts & (drawn < self.resets)).any():
+                draw(few)
+            if t < longest:
+                waits = lengths < longest - t
+                actions = [0 if waits[k] else self.histories[k][t - longest] for k in range(self.num_envs)]
+                before = self.frame_numbers
+                self.obs, *_, info = self.envs.step(np.array(actions))
+                self.frame_numbers = info["episode_frame_number"]
+                drawn += self.frame_numbers < before
+        if self.frame_numbers.tolist() != kept["frame_numbers"]:
+            raise OSError("the emulator did not come back to where the checkpoint was made")
+        self.returns, self.lengths = np.array(kept["returns"]), np.array(kept["lengths"])
 
 
 # ------------------------------------------------------------------------------------------------------- shared: pruning
@@ -353,16 +435,19 @@ def count_tensors(network: nn.Module, masks: dict[str, torch.Tensor]) -> dict[st
 
 
 # ---------------------------------------------------------------------------------------- shared: run folder and logging
-def resolve(args) -> dict:
-    """What `auto` and this machine turn into: recorded, since results repeat bit for bit only where these agree."""
+def resolve(args, recorded: dict) -> dict:
+    """What `auto` and this machine turn into: recorded, since results repeat bit for bit only where these agree.
+
+    A run that goes on or forks keeps the precision and the number of threads that it was recorded with.
+    """
     cuda = args.cuda and torch.cuda.is_available()
     if args.cuda and not cuda:
         print("no CUDA device: training on the CPU", file=sys.stderr)
     bf16 = not cuda and torch.cpu._is_avx512_bf16_supported()
     return {
         "device": "cuda" if cuda else "cpu",
-        "precision": ("bf16" if bf16 else "fp32") if args.precision == "auto" else args.precision,
-        "num_threads": args.num_threads or len(os.sched_getaffinity(0)),
+        "precision": recorded.get("precision", "bf16" if bf16 else "fp32") if args.precision == "auto" else args.precision,
+        "num_threads": args.num_threads or recorded.get("num_threads") or len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
         "ale_py": ale_py.__version__,
         "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
@@ -381,21 +466,44 @@ def git_state() -> dict:
     return {"commit": commit.stdout.strip() or None, "dirty": bool(changes.stdout) if commit.returncode == 0 else None}
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview, keep_previous: bool = False) -> None:
     """A reader, or a crash, finds the old file or the whole new one, never a part."""
     beside = path.with_name(path.name + ".part")
-    beside.write_bytes(data)
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if keep_previous and path.exists():
+        os.replace(path, path.with_stem(path.stem + "_previous"))
     os.replace(beside, path)
+
+
+def differences(old: dict, new: dict, but: set[str]) -> str:
+    """What differs between the options and resolved values of two runs, apart from some; empty where nothing does."""
+    return ", ".join(f"{key} {old.get(key)} -> {new[key]}" for key in new if key not in but and old.get(key) != new[key])
+
+
+def read_config(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
 
 
 def open_run(args) -> tuple[Path, dict | None, object]:
     """Create and lock the run folder: folder, config (None where this run is finished already), lock (held while open).
 
-    An unfinished run of the same options starts again. Raises UserError where the folder is not writable, no run's, or
-    that of a run with other options or another script; Busy where a process holds it.
+    An unfinished run of the same options goes on. Raises UserError where the folder is not writable, no run's, or that of a
+    run with other options or another script, and where a fork does not match its parent; Busy where a process holds it.
     """
     folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
-    resolved = resolve(args)
+    parent = Path(args.fork_from) if args.fork_from else None
+    old = {} if args.overwrite else read_config(folder)
+    recorded = (old or (read_config(parent) if parent else {})).get("resolved", {})
+    resolved = resolve(args, recorded)
+    options = asdict(args) | resolved
+    if parent:
+        reached = (parent / "prune_point.pt").is_file()
+        require(reached, "fork_from", "be the folder of a dense run that has reached its cut", parent)
+        changed = differences(read_config(parent)["options"] | recorded, options, NEUTRAL | OF_THE_CUT)
+        require(not changed, "fork_from", "be a run of the same options, script and machine", f"{parent} ({changed})")
     try:
         strange = [p.name for p in folder.iterdir() if p.name not in (".lock", "config.json.part")] if folder.is_dir() else []
         ours = not strange or "config.json" in strange
@@ -408,51 +516,174 @@ def open_run(args) -> tuple[Path, dict | None, object]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Busy(f"{folder} is in use by another process") from None
-    if (folder / "config.json").is_file() and not args.overwrite:
-        old, new = json.loads((folder / "config.json").read_text()), asdict(args) | resolved
-        old = old["options"] | old["resolved"]
-        shaping = [key for key in new if key not in NEUTRAL]
-        changed = ", ".join(f"{key} {old.get(key)} -> {new[key]}" for key in shaping if old.get(key) != new[key])
+    if old:
+        changed = differences(old["options"] | recorded, options, NEUTRAL)
         if (folder / "summary.json").is_file():
             print(f"{folder} is finished; --overwrite starts anew" + (f" (since then: {changed})" if changed else ""))
             return folder, None, lock
         require(not changed, "run_name", f"name another run, or --overwrite be given: {folder} was started otherwise", changed)
+        if any(folder.glob("checkpoint*.pt")):
+            return folder, old, lock
     for path in folder.iterdir():
         if path.name != ".lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     versions = {"python": sys.version.split()[0], "numpy": np.__version__, "gymnasium": gym.__version__}
-    config = {"algorithm": ALGORITHM, "options": asdict(args), "resolved": resolved, "versions": versions, "parent": None}
+    config = {"algorithm": ALGORITHM, "options": asdict(args), "resolved": resolved, "versions": versions}
     config["device_name"] = torch.cuda.get_device_name() if resolved["device"] == "cuda" else f"{os.cpu_count()} CPU cores"
-    config |= {"git": git_state(), "command": sys.argv}
+    config |= {"parent": str(parent) if parent else None, "git": git_state(), "command": sys.argv}
     write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
     shutil.copyfile(__file__, folder / "source.py")
     return folder, config, lock
 
 
+def compress(frames: torch.Tensor, block: int = 4096) -> list[bytes]:
+    """Frames (n, 84, 84) uint8 in blocks, each compressed by a thread of its own (zlib releases the GIL)."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(threads.map(lambda part: zlib.compress(part.cpu().numpy(), 1), frames.split(block)))
+
+
+def decompress(blocks: list[bytes], frames: torch.Tensor, block: int = 4096) -> None:
+    """Put the frames of compress() back in place."""
+
+    def fill(pair) -> None:
+        part, data = pair
+        part.copy_(torch.frombuffer(bytearray(zlib.decompress(data)), dtype=torch.uint8).view(part.shape))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        list(threads.map(fill, zip(frames.split(block), blocks, strict=True)))
+
+
+def save_checkpoint(path: Path, log: "Log", state: dict) -> None:
+    """Write all state of a run beside the last checkpoint, which is kept too until the next one."""
+    kept = {key: state[key] for key in ("global_step", "eval", "emptied", "sparsity")}
+    kept |= {"format": CHECKPOINT_FORMAT, "algorithm": ALGORITHM, "games": state["games"].state_dict()}
+    kept |= {"tensors": {name: t.cpu() for name, t in live_tensors(state).items()}, "log": log.state_dict()}
+    kept |= {"masks": {name: mask.bool().cpu() for name, mask in state["masks"].items()}}
+    kept |= {"generators": [g.get_state() for g in state["generators"]]}
+    if "buffer" in state:
+        kept["buffer"] = state["buffer"].state_dict()
+    data = io.BytesIO()  # torch.save to a full disk says something else than that it is full
+    torch.save(kept, data)
+    write_atomically(path, data.getbuffer(), keep_previous=True)
+
+
+def load_checkpoint(path: Path) -> dict | None:
+    """The last good of a checkpoint and the one before it, with weights_only and every checksum verified; None without any.
+
+    Raises OSError where there are files but no good one.
+    """
+    found = [file for file in (path, path.with_stem(path.stem + "_previous")) if file.exists()]
+    for file in found:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if broken := archive.testzip():
+                    raise zipfile.BadZipFile(f"{broken} has a wrong checksum")
+            kept = torch.load(file, weights_only=True, map_location="cpu")
+            if (kept["format"], kept["algorithm"]) != (CHECKPOINT_FORMAT, ALGORITHM):
+                raise ValueError(f"of {kept['algorithm']}, format {kept['format']}; not {ALGORITHM}, {CHECKPOINT_FORMAT}")
+            return kept
+        except Exception as error:  # whatever a torn or strange file makes the readers say
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            print(f"{file} is no good checkpoint ({reason})", file=sys.stderr)
+    if found:
+        raise OSError(f"no good checkpoint is left in {path.parent}; --overwrite starts anew")
+    return None
+
+
+def begin(args, folder: Path, config: dict, state: dict) -> "Log":
+    """Start the log, and the state where the run left off: its checkpoint, its parent's prune point, or nothing at all."""
+    kept, parent = load_checkpoint(folder / "checkpoint.pt"), Path(args.fork_from) if args.fork_from else None
+    forks = kept is None and parent is not None
+    if forks:
+        kept = load_checkpoint(parent / "prune_point.pt")
+    log = Log(args, folder, config, kept, parent if forks else None)
+    signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    for number in signals:
+        signal.signal(number, log.on_signal)
+    if kept:
+        for name, t in live_tensors(state).items():
+            t.copy_(kept["tensors"][name])
+        for name, mask in kept["masks"].items():
+            state["masks"][name] = torch.empty_like(state["network"].get_parameter(name).detach()).copy_(mask)
+        for generator, was in zip(state["generators"], kept["generators"], strict=True):
+            generator.set_state(was)
+        if "buffer" in state:
+            state["buffer"].load_state_dict(kept["buffer"])
+        state["games"].load_state_dict(kept["games"])
+        state |= {key: kept[key] for key in ("global_step", "eval", "emptied", "sparsity")}
+        print(f"{folder} goes on at step {state['global_step']:,}" + (f", forked from {parent}" if forks else ""), flush=True)
+    if forks and args.fork_seed is not None:
+        for index, generator in enumerate(state["generators"]):
+            generator.manual_seed(derive_seed(args.fork_seed, f"fork {index} of {args.seed}"))
+    if forks or (kept is None and cut_iteration(args) == 0):
+        cut(args, folder, log, state)
+    return log
+
+
+def pause(args, folder: Path, log: "Log", state: dict) -> None:
+    """Between two iterations: a checkpoint if one is due, and the end of the process if a signal asked for it."""
+    due = args.checkpoint_minutes and time.monotonic() - log.saved >= 60 * args.checkpoint_minutes
+    if due or log.signal:
+        save_checkpoint(folder / "checkpoint.pt", log, state)
+        log.saved = time.monotonic()
+    if log.signal:
+        print(f"stopped at step {state['global_step']:,} by {log.signal.name}; the same command goes on", file=sys.stderr)
+        raise Stop(log.signal)
+
+
 class Log:
     """One call feeds curves.csv, TensorBoard, W&B and the progress line; clocks stay out of curves.csv, whose bytes repeat."""
 
-    def __init__(self, args, folder: Path, config: dict):
-        self.curves = open(folder / "curves.csv", "w")
-        self.curves.write("global_step,tag,value\n")
-        self.tensorboard = SummaryWriter(str(folder))
+    def __init__(self, args, folder: Path, config: dict, kept: dict | None = None, parent: Path | None = None):
+        was = kept["log"] if kept else {"position": 0, "recent_returns": [], "learned": [0, 0.0], "seconds": 0.0}
+        if parent:  # its curves are this run's up to here
+            shutil.copyfile(parent / "curves.csv", folder / "curves.csv")
+            was |= {"learned": [0, 0.0], "seconds": 0.0}
+        self.curves = open(folder / "curves.csv", "a")
+        self.curves.truncate(was["position"])
+        if not kept:
+            self.curves.write("global_step,tag,value\n")
+        self.first_step = kept["global_step"] if parent else 0 if kept is None else was["first_step"]
+        self.tensorboard = SummaryWriter(str(folder), purge_step=kept["global_step"] + 1 if kept and not parent else None)
         self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
         self.wandb = start_wandb(args, folder, config) if args.track else None
         self.bar = tqdm(total=args.total_timesteps, unit=" steps", dynamic_ncols=True, disable=not sys.stderr.isatty())
-        self.recent_returns: deque[float] = deque(maxlen=20)
+        self.recent_returns: deque[float] = deque(was["recent_returns"], maxlen=20)
         self.gpu_utilisation: list[int] = []
-        self.learned = [0, 0.0]  # agent steps and seconds of the laps that count
-        self.started = self.last_line = self.last_sample = time.monotonic()
-        self.new_lap(0, warm=False)
+        self.learned = was["learned"]  # agent steps and seconds of the laps that count
+        self.seconds = was["seconds"]  # of the processes before this one
+        self.signal: signal.Signals | None = None
+        self.interruptible = False  # an evaluation: nothing of it needs to be kept
+        self.started = self.last_line = self.last_sample = self.saved = time.monotonic()
+        self.new_lap(kept["global_step"] if kept else 0, warm=False)
+        if parent:
+            with open(folder / "curves.csv") as rows:
+                for row in csv.DictReader(rows):
+                    self.send(int(row["global_step"]), {row["tag"]: float(row["value"])})
+
+    def on_signal(self, number: int, _frame) -> None:
+        self.signal = signal.Signals(number)
+        if self.interruptible:
+            raise Stop(self.signal)
+
+    def state_dict(self) -> dict:
+        self.curves.flush()
+        self.tensorboard.flush()
+        position = os.stat(self.curves.name).st_size
+        seconds = self.seconds + time.monotonic() - self.started
+        kept = {"position": position, "recent_returns": list(self.recent_returns), "learned": list(self.learned)}
+        return kept | {"seconds": seconds, "first_step": self.first_step}
+
+    def send(self, global_step: int, metrics: dict[str, float]) -> None:
+        for tag, value in metrics.items():
+            self.tensorboard.add_scalar(tag, value, global_step)
+        if self.wandb:
+            self.wandb.log(metrics | {"global_step": global_step})
 
     def __call__(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
         for tag, value in metrics.items():
             self.curves.write(f"{global_step},{tag},{float(value)!r}\n")
-        everything = metrics | (clocks or {})
-        for tag, value in everything.items():
-            self.tensorboard.add_scalar(tag, value, global_step)
-        if self.wandb:
-            self.wandb.log(everything | {"global_step": global_step})
+        self.send(global_step, metrics | (clocks or {}))
 
     def games(self, global_step: int, finished: list[Game]) -> None:
         for game in finished:
@@ -549,7 +780,9 @@ def evaluate_moment(args, folder: Path, log: Log, state: dict, moment: str) -> N
         return
     evals = importlib.import_module(f"evals.{ALGORITHM}_eval")
     network, seed = evaluation_copy(args, state), derive_seed(args.seed, moment)  # the same seed in every arm
+    log.interruptible = True
     games = evals.evaluate(network, AtariGames, args.env_id, args.eval_episodes, seed, torch.get_num_threads())
+    log.interruptible = False
     state["eval"] += [{"moment": moment, "global_step": state["global_step"], **game} for game in games]
     with open(folder / "eval.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, state["eval"][0], lineterminator="\n")
@@ -560,9 +793,12 @@ def evaluate_moment(args, folder: Path, log: Log, state: dict, moment: str) -> N
 
 def cut(args, folder: Path, log: Log, state: dict) -> None:
     """Evaluate, prune the network once, evaluate. Called between two iterations: nothing is in flight to the emulator."""
+    if args.prune_type == "none" and args.fork_from is None:
+        save_checkpoint(folder / "prune_point.pt", log, state)
     evaluate_moment(args, folder, log, state, "before_prune")
     network = state["network"]
-    tensors, seed = prunable(network, args.prune_bias), derive_seed(args.seed, "mask")
+    purpose = "mask" if args.fork_seed is None else f"mask of fork {args.fork_seed}"
+    tensors, seed = prunable(network, args.prune_bias), derive_seed(args.seed, purpose)
     state["masks"] |= make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, seed)
     apply_masks(network, state["optimizer"], state["masks"])
     if "target_network" in state:  # in every arm, none included, so that arms differ by the mask alone
@@ -586,7 +822,7 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
     totals = {key: sum(c[key] for c in counts.values()) for key in ("total", "pruned", "nonzero")}
     model, files = io.BytesIO(), []
     torch.save(weights, model)
-    summary = arm(args) | {"global_step": state["global_step"], "agent_steps_run": state["global_step"]}
+    summary = arm(args) | {"global_step": state["global_step"], "agent_steps_run": state["global_step"] - log.first_step}
     summary |= totals | {"sparsity": totals["pruned"] / totals["total"], "emptied": state["emptied"], "tensors": counts}
     summary["resident_bytes"] = sum(t.numel() * t.element_size() for t in weights.values())
     summary["disk"] = {"dense": model.tell()}
@@ -605,13 +841,15 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
     steps, seconds = log.learned
     summary["time"] = {
         "agent_steps_per_second_while_learning": steps / seconds if seconds else None,
-        "wall_seconds": time.monotonic() - log.started,
+        "wall_seconds": log.seconds + time.monotonic() - log.started,
         "peak_ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if state["device"] == "cuda" else None,
         "mean_gpu_utilisation_percent": float(np.mean(log.gpu_utilisation)) if log.gpu_utilisation else None,
     }
     log.close(summary, files)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
+    for path in folder.glob("checkpoint*.pt"):
+        path.unlink()
 
 
 # -------------------------------------------------------------------------------------------------------- shared: device
@@ -815,7 +1053,7 @@ def train(args: Args) -> Path:
     state = {"network": agent, "optimizer": optimizer, "masks": {}, "games": games}
     state |= {"generators": [act_generator, batch_generator], "global_step": 0, "eval": [], "emptied": []}
     state |= {"sparsity": 0.0, "device": device.type, "graphs": device.type == "cuda"}
-    log = Log(args, folder, config)
+    log = begin(args, folder, config, state)
     masks = state["masks"]
 
     rollout = (args.num_steps, args.num_envs)
@@ -851,10 +1089,8 @@ def train(args: Args) -> Path:
     def graph(function):
         return capture(function, state)
 
-    if cut_iteration(args) == 0:
-        cut(args, folder, log, state)
-    num_iterations = args.total_timesteps // args.steps_per_iteration
-    for iteration in range(1, num_iterations + 1):
+    done, num_iterations = (steps // args.steps_per_iteration for steps in (state["global_step"], args.total_timesteps))
+    for iteration in range(done + 1, num_iterations + 1):
         learning_rate = args.learning_rate * (1.0 - (iteration - 1) / num_iterations if args.anneal_lr else 1.0)
         optimizer.param_groups[0]["lr"].fill_(learning_rate)
 
@@ -895,6 +1131,7 @@ def train(args: Args) -> Path:
         if iteration == cut_iteration(args):
             cut(args, folder, log, state)
             graph.cache_clear()  # the masks are new
+        pause(args, folder, log, state)
     finish(args, folder, log, state)
     return folder
 
@@ -906,8 +1143,9 @@ def main() -> None:
     except (UserError, Busy, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 75 if isinstance(error, Busy) else 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except Stop as stop:
+        sys.exit(128 + stop.args[0])
+    except KeyboardInterrupt:  # before the run began
         sys.exit(130)
 
 

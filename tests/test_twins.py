@@ -8,9 +8,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DQN, PPO = ((ROOT / f"{name}_atari_prune.py").read_text() for name in ("dqn", "ppo"))
 SHARED = """
     NEUTRAL EVALS RULES UserError Busy require check_options arm default_run_name derive_seed seeded cut_iteration
-    atari_spec Game Step AtariGames prunable make_masks apply_masks mask_gradients count_tensors resolve git_state
+    atari_spec Game Step AtariGames prunable make_masks apply_masks mask_gradients count_tensors resolve git_state Stop
     write_atomically open_run Log start_wandb plain_state_dict evaluation_copy evaluate_moment cut finish Inbox make_adam
-    live_tensors capture scaled main
+    live_tensors capture scaled main OF_THE_CUT CHECKPOINT_FORMAT differences read_config compress decompress
+    save_checkpoint load_checkpoint begin pause
 """
 DIFFERENT_ON_PURPOSE = {"ALGORITHM", "Args", "update", "train"}
 OPTIONS_DIFFERENT_ON_PURPOSE = {"learning_rate", "num_envs"}  # CleanRL's defaults, and what the number of games changes

@@ -1,0 +1,147 @@
+"""A run goes on, and forks, to the same bits as one that was never interrupted; a broken checkpoint is never used."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dqn_atari_prune import AtariGames, load_checkpoint
+from tests.conftest import SCRIPTS, SMALL, bits, rows, summary
+
+ROOT = Path(__file__).resolve().parents[1]
+both = pytest.mark.parametrize("algorithm", SCRIPTS)
+
+
+def same_bits(a: Path, b: Path) -> bool:
+    """But for how many steps a folder trained itself, which is what a fork saves."""
+    one, two = bits(a), bits(b)
+    for result in (one, two):
+        del result["summary"]["agent_steps_run"]
+    return one == two
+
+
+def command(algorithm: str, folder: Path, **options) -> list[str]:
+    options = SMALL[algorithm] | {"num_threads": 1, "eval_episodes": 2, "prune_rate": 0.5} | options
+    options |= {"runs_dir": folder.parent, "run_name": folder.name}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    return [sys.executable, str(ROOT / f"{algorithm}_atari_prune.py"), *words]
+
+
+def run(words: list[str], **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(words, capture_output=True, text=True, **kwargs)
+
+
+@both
+@pytest.mark.parametrize(("prune_type", "rate"), [("l1", 0.5), ("random", 0.3)])
+def test_a_fork_ends_in_the_same_bits_as_a_run_from_scratch_and_trains_half_the_steps(small_run, algorithm, prune_type, rate):
+    scratch = small_run(algorithm, prune_type=prune_type, prune_rate=rate)
+    dense = small_run(algorithm, prune_type="none")
+    fork = small_run(algorithm, name="fork", prune_type=prune_type, prune_rate=rate, fork_from=str(dense))
+    assert same_bits(fork, scratch)
+    half = SMALL[algorithm]["total_timesteps"] // 2
+    assert summary(scratch)["agent_steps_run"] == 2 * half and summary(fork)["agent_steps_run"] == half
+    assert json.loads((fork / "config.json").read_text())["parent"] == str(dense)
+    assert (dense / "prune_point.pt").is_file() and [path.name for path in fork.glob("*.pt")] == ["model.pt"]
+
+
+@both
+def test_a_a_arms_differ_by_their_fork_seed_alone(small_run, algorithm):
+    dense = small_run(algorithm, prune_type="none")
+    forks = [
+        small_run(algorithm, name=name, prune_type="none", fork_from=str(dense), fork_seed=seed)
+        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+    ]
+    assert same_bits(forks[0], forks[1]) and bits(forks[0])["model.pt"] != bits(forks[2])["model.pt"]
+    before = [row for row in rows(dense / "curves.csv") if int(row["global_step"]) < SMALL[algorithm]["total_timesteps"] // 2]
+    assert rows(forks[2] / "curves.csv")[: len(before)] == before and summary(forks[2])["arm"] == "none-fork2"
+
+
+@both
+def test_a_fork_of_other_options_is_refused_and_the_difference_named(small_run, algorithm, tmp_path):
+    dense = small_run(algorithm, prune_type="none")
+    base = SMALL[algorithm] | {"num_threads": 1, "eval_episodes": 2, "fork_from": str(dense), "runs_dir": str(tmp_path)}
+    for option, value in {"seed": 7, "precision": "fp32", "num_threads": 2, "learning_rate": 1e-3, "hidden_size": 64}.items():
+        with pytest.raises(SCRIPTS[algorithm].UserError, match=rf"--fork-from must .*{option}.* -> {value}"):
+            SCRIPTS[algorithm].train(SCRIPTS[algorithm].Args(**(base | {option: value})))
+    with pytest.raises(SCRIPTS[algorithm].UserError, match="that has reached its cut"):
+        SCRIPTS[algorithm].train(SCRIPTS[algorithm].Args(**(base | {"fork_from": str(tmp_path)})))
+    assert not list(tmp_path.iterdir())
+
+
+@both
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_stopped_again_and_again_ends_in_the_same_bits(small_run, algorithm, number, tmp_path):
+    whole, folder = small_run(algorithm, prune_type="l1", prune_rate=0.5), tmp_path / "a"
+    words, went_on = command(algorithm, folder, checkpoint_minutes=0.003), 0
+    for patience in range(20):  # each process may live a little longer
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 25
+        while process.poll() is None and not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)  # the first one has to get so far as to keep anything
+        try:
+            out, err = process.communicate(timeout=5 + 2 * patience)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+        went_on += bool(re.search(r"goes on at step [1-9]", out))
+        assert process.returncode in (0, -9 if number == signal.SIGKILL else 143), err
+        if process.returncode == 0:
+            break
+    assert went_on >= 1 and same_bits(folder, whole)
+    assert "finished" in run(words).stdout and not list(folder.glob("checkpoint*"))
+
+
+def test_a_checkpoint_that_is_torn_flipped_or_empty_gives_way_to_the_one_before_and_none_left_is_an_error(small_run, tmp_path):
+    source = small_run("dqn", prune_type="none") / "prune_point.pt"
+    path, previous = tmp_path / "checkpoint.pt", tmp_path / "checkpoint_previous.pt"
+    good = source.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    assert load_checkpoint(path) is None
+    for broken in (good[: len(good) // 2], bytes(flipped), b"", b"no archive"):
+        path.write_bytes(broken), previous.write_bytes(good)
+        assert load_checkpoint(path)["global_step"] == 1200
+        previous.write_bytes(broken)
+        with pytest.raises(OSError, match="no good checkpoint is left"):
+            load_checkpoint(path)
+        assert path.read_bytes() == broken  # nothing is deleted
+    shutil.copyfile(small_run("ppo", prune_type="none") / "prune_point.pt", path)
+    previous.unlink()
+    with pytest.raises(OSError, match="no good checkpoint is left"):  # of the other algorithm
+        load_checkpoint(path)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_when_there_is_room(small_run, tmp_path):
+    folder, words = tmp_path / "a", command("ppo", tmp_path / "a", checkpoint_minutes=0.001)
+    limited = run(["bash", "-c", 'ulimit -f 8000; exec "$@"', "bash", *words])  # 8 MB a file; a checkpoint takes 20
+    assert limited.returncode == 1 and "File too large" in limited.stderr and "Traceback" not in limited.stderr
+    assert run(words).returncode == 0 and same_bits(folder, small_run("ppo", prune_type="l1", prune_rate=0.5))
+
+
+@pytest.mark.parametrize("env_id", ["SpaceInvadersNoFrameskip-v4", "ALE/SpaceInvaders-v5"])
+def test_the_emulator_comes_back_to_where_it_was_and_goes_on_alike(env_id):
+    games, rng = AtariGames(env_id, 3, seed=5, num_threads=1), np.random.default_rng(0)
+
+    def play(games, rng, steps):
+        seen = []
+        for _ in range(steps):
+            games.send(rng.integers(0, games.num_actions, 3))
+            step = games.receive()
+            seen.append((step.obs.tobytes(), step.rewards.tolist(), step.terminations.tolist(), step.finished))
+        return seen
+
+    play(games, rng, 900)
+    assert games.resets.min() >= 1
+    kept, state = games.state_dict(), rng.bit_generator.state
+    expected = play(games, rng, 700)
+    again, rng = AtariGames(env_id, 3, seed=9, num_threads=1), np.random.default_rng()
+    again.load_state_dict(kept)
+    rng.bit_generator.state = state
+    assert play(again, rng, 700) == expected and sum(len(step[3]) for step in expected) >= 3
