@@ -67,7 +67,9 @@ def test_a_a_arms_differ_by_their_fork_seed_alone(small_run, algorithm):
 def test_a_fork_of_other_options_is_refused_and_the_difference_named(small_run, algorithm, tmp_path):
     dense = small_run(algorithm, prune_type="none")
     base = SMALL[algorithm] | {"num_threads": 1, "eval_episodes": 2, "fork_from": str(dense), "runs_dir": str(tmp_path)}
-    for option, value in {"seed": 7, "precision": "fp32", "num_threads": 2, "learning_rate": 1e-3, "hidden_size": 64}.items():
+    resolved = json.loads((dense / "config.json").read_text())["resolved"]
+    other = {"precision": {"fp32": "bf16", "bf16": "fp32"}[resolved["precision"]], "num_threads": 2}
+    for option, value in (other | {"seed": 7, "learning_rate": 1e-3, "hidden_size": 64}).items():
         with pytest.raises(SCRIPTS[algorithm].UserError, match=rf"--fork-from must .*{option}.* -> {value}"):
             SCRIPTS[algorithm].train(SCRIPTS[algorithm].Args(**(base | {option: value})))
     with pytest.raises(SCRIPTS[algorithm].UserError, match="that has reached its cut"):

@@ -1,0 +1,26 @@
+"""On a GPU: a captured run is the eager run, bit for bit, and takes no more memory when it is longer."""
+
+import pytest
+import torch
+
+from tests.conftest import SCRIPTS, bits, summary
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+both = pytest.mark.parametrize("algorithm", SCRIPTS)
+
+
+@both
+def test_a_run_of_cuda_graphs_ends_in_the_same_bits_as_one_without_them(small_run, algorithm, monkeypatch):
+    captured = small_run(algorithm, prune_rate=0.5, prune_type="l1")
+    monkeypatch.setattr(SCRIPTS[algorithm], "capture", lambda function, state: function)
+    assert bits(small_run(algorithm, name="eager", prune_rate=0.5, prune_type="l1")) == bits(captured)
+
+
+@both
+def test_gpu_memory_does_not_grow_with_the_length_of_a_run(small_run, algorithm):
+    peaks = []
+    for steps in (3072, 9216):
+        torch.cuda.reset_peak_memory_stats()
+        folder = small_run(algorithm, name=f"steps{steps}", total_timesteps=steps, eval_episodes=0)
+        peaks.append(summary(folder)["time"]["peak_gpu_bytes"])
+    assert peaks[1] <= 1.02 * peaks[0]
