@@ -88,7 +88,7 @@ def test_a_run_folder_that_cannot_be_written_is_one_line_and_exit_2(tmp_path):
 def test_cuda_wanted_where_there_is_none_is_no_error_but_a_line(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     script = SCRIPTS["dqn"]
-    assert script.resolve(script.Args(**SMALL["dqn"], cuda=True))["device"] == "cpu"
+    assert script.resolve(script.Args(**SMALL["dqn"], cuda=True), {})["device"] == "cpu"
     assert capsys.readouterr().err == "no CUDA device: training on the CPU\n"
-    script.resolve(script.Args(**SMALL["dqn"], cuda=False))
+    script.resolve(script.Args(**SMALL["dqn"], cuda=False), {})
     assert capsys.readouterr().err == ""
