@@ -50,7 +50,7 @@ def test_an_unfinished_run_starts_again_with_its_own_options_and_is_refused_by_n
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(script.UserError, match="source_sha256 another script -> "):
         script.open_run(small(tmp_path))
-    config["resolved"]["source_sha256"] = script.resolve(small(tmp_path))["source_sha256"]
+    config["resolved"]["source_sha256"] = script.resolve(small(tmp_path), {})["source_sha256"]
     (folder / "config.json").write_text(json.dumps(config))
     assert script.open_run(small(tmp_path, capture_video=True))[1] is not None
 
