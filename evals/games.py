@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 import warnings
 from dataclasses import dataclass
@@ -187,6 +188,7 @@ def run(script, network_class, make_policy) -> None:
             parts += [f"{args.prune_type}-{args.prune_rate:g}", args.prune_scope] + ["no-bias"] * (not args.prune_bias)
         folder = args.model if args.model.is_dir() else args.model.parent
         out = args.out or folder / f"{'_'.join(parts)}.csv"
+        script.require(os.access(out.parent, os.W_OK | os.X_OK), "out", "lie in a folder that can be written", out)
         policy = make_policy(network, script.derive_seed(args.seed, "evaluation"), args.greedy)
         rows = play(policy, script.AtariGames, env_id, args.eval_episodes, script.derive_seed(args.seed, "games"), 0)
         with open(out, "w", newline="") as file:

@@ -1,0 +1,184 @@
+"""Whole games of a saved model: which games count, their statistics, bytes on disk, multiply-adds, and the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+from evals import dqn_eval, games, ppo_eval
+from tests.conftest import SCRIPTS, rows, weights
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV_ID = "SpaceInvadersNoFrameskip-v4"
+NETWORKS = {"dqn": SCRIPTS["dqn"].QNetwork, "ppo": SCRIPTS["ppo"].Agent}
+EVALUATORS = {"dqn": dqn_eval, "ppo": ppo_eval}
+both = pytest.mark.parametrize("algorithm", NETWORKS)
+
+
+# ------------------------------------------------------------------------------------------------------------------ games
+def test_the_first_game_of_each_environment_counts_and_equals_the_game_played_alone():
+    make_games, seen = SCRIPTS["ppo"].AtariGames, []
+
+    def shoot_and_move(obs: torch.Tensor) -> torch.Tensor:  # depends on the row alone: a lone game repeats it
+        seen.append(len(obs))
+        return 1 + obs[:, 3, 60:].sum(dim=(1, 2)) % 5
+
+    played = games.play(shoot_and_move, make_games, ENV_ID, 4, seed=11, num_threads=1)
+    assert [(row["episode"], row["seed"]) for row in played] == [(k, 11 + k) for k in range(4)]
+    alone = [games.play(shoot_and_move, make_games, ENV_ID, 1, seed=11 + k, num_threads=1)[0] for k in range(4)]
+    assert [(r["return"], r["length"]) for r in played] == [(r["return"], r["length"]) for r in alone]
+    lengths = [row["length"] for row in played]
+    assert seen[: max(lengths)] == [4] * max(lengths)  # the batch keeps its size until the longest game is over
+    assert sum(lengths) < 4 * max(lengths) and not any(row["truncated"] for row in played)
+
+
+def test_statistics_are_the_mean_the_deviation_and_a_t_interval_by_hand():
+    # mean 2.5; squares 2.25 + .25 + .25 + 2.25 = 5, / 3, root 1.29099; t(3, 97.5 %) = 3.18245; 3.18245 * 1.29099 / 2 = 2.05426
+    told = games.statistics([1.0, 2.0, 3.0, 4.0])
+    assert (told["n"], told["mean"]) == (4, 2.5) and told["std"] == pytest.approx(1.29099, abs=1e-5)
+    assert told["ci95"] == pytest.approx([2.5 - 2.05426, 2.5 + 2.05426], abs=1e-4)
+    assert games.statistics([7.0]) == {"n": 1, "mean": 7.0, "std": None, "ci95": None}
+    assert games.statistics([7.0, 7.0, 7.0]) == {"n": 3, "mean": 7.0, "std": 0.0, "ci95": [7.0, 7.0]}
+
+
+# --------------------------------------------------------------------------------------------------------------- policies
+class Fixed(nn.Module):
+    """A network that shows every observation the same values or logits."""
+
+    def __init__(self, outputs: list[float], pair: bool):
+        super().__init__()
+        self.outputs, self.pair = nn.Parameter(torch.tensor(outputs)), pair
+
+    def forward(self, obs):
+        outputs = self.outputs.expand(len(obs), -1)
+        return (outputs, outputs[:, 0]) if self.pair else outputs
+
+
+def counts(algorithm: str, outputs: list[float], n: int, **options) -> np.ndarray:
+    act = EVALUATORS[algorithm].make_policy(Fixed(outputs, algorithm == "ppo"), seed=0, **options)
+    return np.bincount(act(torch.zeros(n, 4, 1, 1, dtype=torch.uint8)).numpy(), minlength=len(outputs))
+
+
+def test_dqn_takes_a_random_action_in_one_of_100_and_none_when_greedy():
+    found = counts("dqn", [0.0, 3.0, 1.0, 2.0], 200_000)
+    # each wrong action: 200,000 * .01 / 4 = 500, standard deviation 22
+    assert (abs(found[[0, 2, 3]] - 500) < 5 * 22).all()
+    assert counts("dqn", [0.0, 3.0, 1.0, 2.0], 200_000, greedy=True).tolist() == [0, 200_000, 0, 0]
+
+
+def test_ppo_samples_the_softmax_of_its_logits_and_takes_the_best_action_when_greedy():
+    shares = np.array([0.1, 0.2, 0.7])
+    found = counts("ppo", np.log(shares).tolist(), 200_000)
+    assert (abs(found - 200_000 * shares) < 5 * np.sqrt(200_000 * shares * (1 - shares))).all()
+    assert counts("ppo", np.log(shares).tolist(), 1000, greedy=True).tolist() == [0, 0, 1000]
+
+
+# --------------------------------------------------------------------------------------------------- what a network costs
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.8, 0.95])
+@both
+def test_bytes_of_each_format_are_what_its_values_and_indices_add_up_to(algorithm, rate):
+    network, script = NETWORKS[algorithm](6), SCRIPTS[algorithm]
+    tensors = script.prunable(network)
+    for name, mask in script.make_masks(tensors, "random", rate, "layer", 0).items():
+        tensors[name].mul_(mask)
+    expected = dict.fromkeys(("dense", "coo", "csr_int64", "csr_int32"), 0)
+    for t in tensors.values():
+        nonzero, total = int(t.count_nonzero()), t.numel()
+        vector = 4 * total
+        expected["dense"] += 4 * total
+        expected["coo"] += nonzero * (8 * t.dim() + 4) if t.dim() > 1 else vector
+        expected["csr_int64"] += nonzero * (8 + 4) + 8 * (len(t) + 1) if t.dim() > 1 else vector
+        expected["csr_int32"] += nonzero * (4 + 4) + 4 * (len(t) + 1) if t.dim() > 1 else vector
+    sizes = games.storage_bytes(network.state_dict())
+    assert sizes.keys() == expected.keys()
+    for name, size in sizes.items():
+        assert 0 < size - expected[name] < 12_000  # the archive around the tensors
+
+
+def test_multiply_adds_are_counted_by_hand():
+    # 20*20 * 32*4*8*8 + 9*9 * 64*32*4*4 + 7*7 * 64*64*3*3 + 3136*512 + 512*6
+    dense = 3_276_800 + 2_654_208 + 1_806_336 + 1_605_632 + 3_072
+    network = SCRIPTS["dqn"].QNetwork(6)
+    assert games.multiply_adds(network) == {"dense": dense, "nonzero": dense}
+    with torch.no_grad():
+        network.fc1.weight[:100] = 0
+        network.conv2.weight[0, 0, 0, 0] = 0
+    assert games.multiply_adds(network) == {"dense": dense, "nonzero": dense - 100 * 3136 - 81}
+
+
+# ----------------------------------------------------------------------------------------------------------- command line
+def evaluator(algorithm: str, monkeypatch, *words) -> None:
+    monkeypatch.setattr("sys.argv", [f"{algorithm}_eval.py", *map(str, words)])
+    games.run(SCRIPTS[algorithm], NETWORKS[algorithm], EVALUATORS[algorithm].make_policy)
+
+
+@both
+def test_the_evaluator_plays_a_saved_model_prints_its_interval_and_writes_its_games(algorithm, small_run, tmp_path):
+    folder = small_run(algorithm, prune_type="none")
+    words = ["--eval-episodes=3", "--seed=5", f"--out={tmp_path / 'games.csv'}"]
+    call = [sys.executable, str(ROOT / "evals" / f"{algorithm}_eval.py"), str(folder), *words]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    played = rows(tmp_path / "games.csv")
+    assert [row["episode"] for row in played] == ["0", "1", "2"] and list(tmp_path.iterdir()) == [tmp_path / "games.csv"]
+    told = games.statistics([float(row["return"]) for row in played])
+    assert f"3 games of {ENV_ID}, mean return {told['mean']:.1f}, std {told['std']:.1f}, 95 % interval [" in done.stdout
+    assert f"{games.storage_bytes(weights(folder))['coo']:,} as coo" in done.stdout
+
+
+def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays_as_it_is(small_run, monkeypatch, capsys):
+    folder = small_run("ppo", prune_type="none")
+    before = (folder / "model.pt").read_bytes()
+    evaluator("ppo", monkeypatch, folder, "--eval-episodes=1", "--prune-type=l1", "--prune-rate=0.8", "--greedy")
+    out = capsys.readouterr().out
+    coo = int(out.split(" as coo")[0].split()[-1].replace(",", ""))
+    assert 6_900_000 < coo < 7_100_000  # 20 bytes for each of a fifth of 1.6 million entries, 36 in convolutions
+    assert (folder / "games-1_s1_greedy_l1-0.8_layer.csv").is_file() and (folder / "model.pt").read_bytes() == before
+
+
+def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypatch, capsys):
+    import cv2
+
+    folder = small_run("dqn", prune_type="none")
+    evaluator("dqn", monkeypatch, folder / "model.pt", "--eval-episodes=1", "--seed=3", "--capture-video")
+    (file,) = folder.glob("*.mp4")
+    assert "recorded a game with a return of " in capsys.readouterr().out
+    video = cv2.VideoCapture(str(file))
+    assert video.get(cv2.CAP_PROP_FPS) == 15 and video.get(cv2.CAP_PROP_FRAME_COUNT) > 100
+    assert (video.get(cv2.CAP_PROP_FRAME_HEIGHT), video.get(cv2.CAP_PROP_FRAME_WIDTH)) == (210, 160)
+    frame = video.read()[1].astype(int)
+    assert (abs(frame[..., 0] - frame[..., 1]) > 50).any()  # grey would have three equal channels
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{dqn}"], "model must be a ppo network for SpaceInvadersNoFrameskip-v4, got"),
+        (["{text}", "--env-id", ENV_ID], "model must be a saved network, got"),
+        (["{ppo}/curves.csv"], "model must be a saved network, got"),
+        (["{ppo}/nowhere.pt"], "no such file"),
+        (["{empty}"], "--env-id must be given where"),
+        (["{ppo}", "--env-id", "BreakoutNoFrameskip-v4"], "model must be a ppo network for BreakoutNoFrameskip-v4, got"),
+        (["{ppo}", "--env-id", "CartPole-v1"], "--env-id must be an Atari game, got CartPole-v1"),
+        (["{ppo}", "--eval-episodes", "0"], "--eval-episodes must be at least 1, got 0"),
+        (["{ppo}", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["{ppo}", "--prune-type", "l1", "--prune-rate", "1.0"], "--prune-rate must lie in [0, 1), got 1.0"),
+        (["{ppo}", "--eval-episodes", "1", "--out", "{text}/games.csv"], "--out must lie in a folder that can be written, got"),
+    ],
+)
+def test_what_is_no_model_or_no_value_is_one_line_and_exit_2(words, message, small_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").write_text("not a network")
+    places = {a: small_run(a, prune_type="none") for a in NETWORKS} | {n: tmp_path / n for n in ("empty", "text")}
+    there = {path: path.stat().st_mtime_ns for place in (*places.values(), tmp_path) for path in place.rglob("*")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        evaluator("ppo", monkeypatch, *(word.format(**places) for word in words))
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    after = {path: path.stat().st_mtime_ns for place in (*places.values(), tmp_path) for path in place.rglob("*")}
+    assert after == there
