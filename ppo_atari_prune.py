@@ -297,7 +297,7 @@ class AtariGames:
         )
         self.num_actions = int(self.envs.single_action_space.n)
         self.sticky = atari_spec(env_id)["repeat_action_probability"] > 0
-        self.num_envs, self.seed = num_envs, seed
+        self.env_id, self.num_envs, self.seed = env_id, num_envs, seed
         self.obs, info = self.envs.reset(seed=seed)
         self.frame_numbers = info["episode_frame_number"]
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
@@ -335,7 +335,8 @@ class AtariGames:
         self.obs, self.frame_numbers = obs, info["episode_frame_number"]
 
     def state_dict(self) -> dict:
-        kept = {"seed": self.seed, "resets": self.resets.tolist(), "histories": [h.hex() for h in self.histories]}
+        kept = {"env_id": self.env_id, "seed": self.seed, "resets": self.resets.tolist()}
+        kept |= {"histories": [h.hex() for h in self.histories]}
         kept |= {"frame_numbers": self.frame_numbers.tolist(), "returns": self.returns.tolist()}
         return kept | {"lengths": self.lengths.tolist()}
 
@@ -345,6 +346,8 @@ class AtariGames:
         Without sticky actions a game depends on its seed, on how many no-op counts were drawn since (one a reset) and on its
         actions. Generators are first advanced together, with room for games that end while others wait for their start.
         """
+        if kept["env_id"] != self.env_id:
+            raise OSError(f"the checkpoint is of {kept['env_id']}, not of {self.env_id}; --overwrite starts anew")
         self.seed, self.resets = kept["seed"], np.array(kept["resets"])
         self.histories = [bytearray.fromhex(h) for h in kept["histories"]]
         lengths = np.array([len(h) for h in self.histories])
@@ -524,8 +527,9 @@ def open_run(args) -> tuple[Path, dict | None, object]:
         require(not changed, "run_name", f"name another run, or --overwrite be given: {folder} was started otherwise", changed)
         if any(folder.glob("checkpoint*.pt")):
             return folder, old, lock
+    kept = {".lock"} | ({"wandb", "wandb_id"} if old else set())  # the same rows will come again, to the same W&B run
     for path in folder.iterdir():
-        if path.name != ".lock":
+        if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     versions = {"python": sys.version.split()[0], "numpy": np.__version__, "gymnasium": gym.__version__}
     config = {"algorithm": ALGORITHM, "options": asdict(args), "resolved": resolved, "versions": versions}
@@ -635,10 +639,10 @@ class Log:
     """One call feeds curves.csv, TensorBoard, W&B and the progress line; clocks stay out of curves.csv, whose bytes repeat."""
 
     def __init__(self, args, folder: Path, config: dict, kept: dict | None = None, parent: Path | None = None):
-        was = kept["log"] if kept else {"position": 0, "recent_returns": [], "learned": [0, 0.0], "seconds": 0.0}
+        was = kept["log"] if kept else {"position": 0, "recent_returns": [], "learned": [0, 0.0], "seconds": 0.0, "sent": 0}
         if parent:  # its curves are this run's up to here
             shutil.copyfile(parent / "curves.csv", folder / "curves.csv")
-            was |= {"learned": [0, 0.0], "seconds": 0.0}
+            was |= {"learned": [0, 0.0], "seconds": 0.0, "sent": 0}
         self.curves = open(folder / "curves.csv", "a")
         self.curves.truncate(was["position"])
         if not kept:
@@ -646,6 +650,8 @@ class Log:
         self.first_step = kept["global_step"] if parent else 0 if kept is None else was["first_step"]
         self.tensorboard = SummaryWriter(str(folder), purge_step=kept["global_step"] + 1 if kept and not parent else None)
         self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
+        self.sent = was["sent"]  # rows of curves.csv that TensorBoard and W&B were given
+        self.known = wandb_rows(folder) if args.track else 0  # of them, those that W&B's files hold: they are not sent again
         self.wandb = start_wandb(args, folder, config) if args.track else None
         self.bar = tqdm(total=args.total_timesteps, unit=" steps", dynamic_ncols=True, disable=not sys.stderr.isatty())
         self.recent_returns: deque[float] = deque(was["recent_returns"], maxlen=20)
@@ -656,10 +662,14 @@ class Log:
         self.interruptible = False  # an evaluation: nothing of it needs to be kept
         self.started = self.last_line = self.last_sample = self.saved = time.monotonic()
         self.new_lap(kept["global_step"] if kept else 0, warm=False)
-        if parent:
+        if parent or self.known < self.sent:  # a killed client may not have written all that it was given
             with open(folder / "curves.csv") as rows:
-                for row in csv.DictReader(rows):
-                    self.send(int(row["global_step"]), {row["tag"]: float(row["value"])})
+                for index, row in enumerate(csv.DictReader(rows)):
+                    metrics, step = {row["tag"]: float(row["value"])}, int(row["global_step"])
+                    if index >= self.sent:
+                        self.send(step, metrics)
+                    elif index >= self.known and self.wandb:
+                        self.wandb.log(metrics | {"global_step": step})
 
     def on_signal(self, number: int, _frame) -> None:
         self.signal = signal.Signals(number)
@@ -672,18 +682,19 @@ class Log:
         position = os.stat(self.curves.name).st_size
         seconds = self.seconds + time.monotonic() - self.started
         kept = {"position": position, "recent_returns": list(self.recent_returns), "learned": list(self.learned)}
-        return kept | {"seconds": seconds, "first_step": self.first_step}
+        return kept | {"seconds": seconds, "first_step": self.first_step, "sent": self.sent}
 
-    def send(self, global_step: int, metrics: dict[str, float]) -> None:
+    def send(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
+        metrics, self.sent = metrics | (clocks or {}), self.sent + len(metrics)
         for tag, value in metrics.items():
             self.tensorboard.add_scalar(tag, value, global_step)
-        if self.wandb:
+        if self.wandb and self.sent > self.known:
             self.wandb.log(metrics | {"global_step": global_step})
 
     def __call__(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
         for tag, value in metrics.items():
             self.curves.write(f"{global_step},{tag},{float(value)!r}\n")
-        self.send(global_step, metrics | (clocks or {}))
+        self.send(global_step, metrics, clocks)
 
     def games(self, global_step: int, finished: list[Game]) -> None:
         for game in finished:
@@ -735,13 +746,25 @@ class Log:
                 print(f"W&B could not be finished ({type(error).__name__}: {error})", file=sys.stderr)
 
 
+def wandb_rows(folder: Path) -> int:
+    """How many rows of curves.csv the W&B files of this run folder hold: the client may have been killed at any moment."""
+    found = 0
+    for files in folder.glob("wandb/*run-*"):
+        words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(files)]
+        for line in subprocess.run(words, capture_output=True, text=True).stdout.splitlines():
+            items = json.loads(line).get("history", {}).get("item", {})
+            found += sum("/" in tag and tag != "charts/SPS" for tag in items)
+    return found
+
+
 def start_wandb(args, folder: Path, config: dict):
     """Start the W&B run of this folder; without a key or a network it is written offline, for `wandb sync` later."""
     import wandb
 
-    # of its own for each start: two machines must not merge, and an id that was deleted on the server stays blocked
-    run_id = os.environ.get("WANDB_RUN_ID", f"{folder.name[:100]}-{secrets.token_hex(3)}")  # an agent's id wins
-    (folder / "wandb_id").write_text(run_id)
+    # made once and kept: two machines must not merge, and an id that was deleted on the server stays blocked
+    if not (folder / "wandb_id").exists():
+        write_atomically(folder / "wandb_id", f"{folder.name[:100]}-{secrets.token_hex(3)}".encode())
+    run_id = os.environ.get("WANDB_RUN_ID") or (folder / "wandb_id").read_text()  # an agent's id wins
     options = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": folder.name, "id": run_id}
     options |= {"group": f"{args.env_id}__{ALGORITHM}__{arm(args)['arm']}", "job_type": "train", "dir": str(folder)}
     options |= {"tags": [args.env_id, ALGORITHM, args.prune_type], "resume": "allow"}

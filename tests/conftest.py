@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,13 @@ def summary(folder: Path) -> dict:
 def rows(file: Path) -> list[dict[str, str]]:
     with open(file, newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def wandb_records(folder: Path, runs: str = "*run-*") -> list[dict]:
+    """All records of a run folder's W&B files, as the real client reads them."""
+    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    found = [subprocess.run([*words, str(d)], capture_output=True, check=True) for d in sorted(folder.glob(f"wandb/{runs}"))]
+    return [json.loads(line) for done in found for line in done.stdout.splitlines()]
 
 
 def bits(folder: Path) -> dict[str, bytes | dict]:

@@ -1,19 +1,20 @@
 """A run goes on, and forks, to the same bits as one that was never interrupted; a broken checkpoint is never used."""
 
 import json
-import re
+import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dqn_atari_prune import AtariGames, load_checkpoint
-from tests.conftest import SCRIPTS, SMALL, bits, rows, summary
+from scripts.kill_runs import disturb
+from tests.conftest import SCRIPTS, SMALL, bits, rows, summary, wandb_records
 
 ROOT = Path(__file__).resolve().parents[1]
 both = pytest.mark.parametrize("algorithm", SCRIPTS)
@@ -79,25 +80,25 @@ def test_a_fork_of_other_options_is_refused_and_the_difference_named(small_run, 
 
 @both
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_stopped_again_and_again_ends_in_the_same_bits(small_run, algorithm, number, tmp_path):
-    whole, folder = small_run(algorithm, prune_type="l1", prune_rate=0.5), tmp_path / "a"
-    words, went_on = command(algorithm, folder, checkpoint_minutes=0.003), 0
-    for patience in range(20):  # each process may live a little longer
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 25
-        while process.poll() is None and not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)  # the first one has to get so far as to keep anything
-        try:
-            out, err = process.communicate(timeout=5 + 2 * patience)
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-            out, err = process.communicate(timeout=30)
-        went_on += bool(re.search(r"goes on at step [1-9]", out))
-        assert process.returncode in (0, -9 if number == signal.SIGKILL else 143), err
-        if process.returncode == 0:
-            break
-    assert went_on >= 1 and same_bits(folder, whole)
+def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_and_no_doubled_point(
+    small_run, algorithm, number, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder, kills = tmp_path / "a", 3 if number == signal.SIGKILL else 1
+    words = [*command(algorithm, folder, checkpoint_minutes=0.003), "--track"]
+    lives = disturb(words, folder, kills, patience=3.0, rng=random.Random(5), number=number)
+    assert len(lives) == kills + 1 and lives[-1][0] > 0 and lives[0][0] == 0
+    assert same_bits(folder, small_run(algorithm, prune_type="l1", prune_rate=0.5))
     assert "finished" in run(words).stdout and not list(folder.glob("checkpoint*"))
+    curves = sorted((r["tag"], int(r["global_step"]), float(r["value"])) for r in rows(folder / "curves.csv"))
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "charts/SPS"]
+    shown = sorted((tag, e.step, e.value) for tag in tags for e in events.Scalars(tag))
+    assert shown == [(tag, step, float(np.float32(value))) for tag, step, value in curves]
+    sent = [record["history"]["item"] for record in wandb_records(folder) if record["type"] == "history"]
+    told = [(tag, row["global_step"], v) for row in sent for tag, v in row.items() if "/" in tag and tag != "charts/SPS"]
+    assert sorted(told) == curves
+    assert len({record["run"]["run_id"] for record in wandb_records(folder) if record["type"] == "run"}) == 1
 
 
 def test_a_checkpoint_that_is_torn_flipped_or_empty_gives_way_to_the_one_before_and_none_left_is_an_error(small_run, tmp_path):
@@ -147,3 +148,9 @@ def test_the_emulator_comes_back_to_where_it_was_and_goes_on_alike(env_id):
     again.load_state_dict(kept)
     rng.bit_generator.state = state
     assert play(again, rng, 700) == expected and sum(len(step[3]) for step in expected) >= 3
+
+
+def test_a_checkpoint_of_another_game_is_refused_by_name():
+    kept = AtariGames("PongNoFrameskip-v4", 1, seed=0).state_dict()
+    with pytest.raises(OSError, match="the checkpoint is of PongNoFrameskip-v4, not of BreakoutNoFrameskip-v4"):
+        AtariGames("BreakoutNoFrameskip-v4", 1, seed=0).load_state_dict(kept)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SMALL, rows, summary
+from tests.conftest import SMALL, rows, summary, wandb_records
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [f"--{k.replace('_', '-')}={v}" for k, v in (SMALL["ppo"] | {"num_threads": 1, "eval_episodes": 1}).items()]
@@ -42,11 +42,8 @@ def test_a_tracked_run_ends_with_every_row_in_its_offline_file(case, tmp_path):
     assert process.wait(timeout=150) == 0, seen
     assert ("W&B is out of reach" in seen) == (case != "offline")
     folder = tmp_path / "r"
-    (offline,) = (folder / "wandb").glob("offline-run-*")
-    inspect = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(offline)]
-    records = [
-        json.loads(line) for line in subprocess.run(inspect, env=env, capture_output=True, check=True).stdout.splitlines()
-    ]
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+    records = wandb_records(folder, "offline-run-*")
     (run,) = (r["run"] for r in records if r["type"] == "run")
     assert run["run_id"] == (folder / "wandb_id").read_text() and run["run_id"].startswith("r-") and len(run["run_id"]) == 8
     assert run["display_name"] == "r" and run["run_group"] == "SpaceInvadersNoFrameskip-v4__ppo__l1-0.3"
