@@ -58,7 +58,7 @@ def main(args: Args) -> None:
         f"line: mean of the last {args.window} training games; marks: {'/'.join(map(str, sorted(games_each)))} evaluation games"
     )
     plt.figtext(
-        0.5, 0.0, f"{note} before (o) and after (v) the cut and at the end (square), 95 % interval", ha="center", fontsize=8
+        0.5, 0.01, f"{note} before (o) and after (v) the cut and at the end (square), 95 % interval", ha="center", fontsize=8
     )
     plt.tight_layout(rect=(0, 0.04, 1, 1))
     plt.savefig(args.out, dpi=150)
