@@ -539,9 +539,17 @@ def open_run(args) -> tuple[Path, dict | None, object]:
 
 
 def compress(frames: torch.Tensor, block: int = 4096) -> list[bytes]:
-    """Frames (n, 84, 84) uint8 in blocks, each compressed by a thread of its own (zlib releases the GIL)."""
+    """Frames (n, 84, 84) uint8 of one game in blocks, each compressed by a thread of its own (zlib releases the GIL).
+
+    What is compressed is how each frame differs from the one before it: mostly zeros.
+    """
+
+    def squeeze(part: torch.Tensor) -> bytes:
+        array = part.cpu().numpy()
+        return zlib.compress(np.concatenate([array[:1], array[1:] ^ array[:-1]]), 1)
+
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        return list(threads.map(lambda part: zlib.compress(part.cpu().numpy(), 1), frames.split(block)))
+        return list(threads.map(squeeze, frames.split(block)))
 
 
 def decompress(blocks: list[bytes], frames: torch.Tensor, block: int = 4096) -> None:
@@ -549,7 +557,8 @@ def decompress(blocks: list[bytes], frames: torch.Tensor, block: int = 4096) -> 
 
     def fill(pair) -> None:
         part, data = pair
-        part.copy_(torch.frombuffer(bytearray(zlib.decompress(data)), dtype=torch.uint8).view(part.shape))
+        array = np.frombuffer(zlib.decompress(data), np.uint8).reshape(part.shape)
+        part.copy_(torch.from_numpy(np.bitwise_xor.accumulate(array, axis=0)))
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         list(threads.map(fill, zip(frames.split(block), blocks, strict=True)))
@@ -744,15 +753,21 @@ class Log:
                 print(f"W&B could not be finished ({type(error).__name__}: {error})", file=sys.stderr)
 
 
-def wandb_rows(folder: Path) -> int:
-    """How many rows of curves.csv the W&B files of this run folder hold: the client may have been killed at any moment."""
+def wandb_rows(folder: Path, before: int = 0) -> int:
+    """How many rows of curves.csv the W&B files of this run folder hold: the client may have been killed at any moment.
+
+    What it left behind may still be writing, so they are counted until their number stays.
+    """
     found = 0
     for files in folder.glob("wandb/*run-*"):
         words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(files)]
         for line in subprocess.run(words, capture_output=True, text=True).stdout.splitlines():
             items = json.loads(line).get("history", {}).get("item", {})
             found += sum("/" in tag and tag != "charts/SPS" for tag in items)
-    return found
+    if found == before:
+        return found
+    time.sleep(2)  # W&B's files are flushed every second
+    return wandb_rows(folder, found)
 
 
 def start_wandb(args, folder: Path, config: dict):
@@ -1021,12 +1036,14 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict:
         used = self.places if self.size == self.places - self.num_envs else self.head + self.num_envs
-        kept = {"head": self.head, "size": self.size, "ages": self.ages.tolist(), "frames": compress(self.frames[:used])}
+        frames = [compress(self.frames[k : used : self.num_envs]) for k in range(self.num_envs)]
+        kept = {"head": self.head, "size": self.size, "ages": self.ages.tolist(), "frames": frames}
         return kept | {"facts": self.facts[:used].cpu()}
 
     def load_state_dict(self, kept: dict) -> None:
         used = len(kept["facts"])
-        decompress(kept["frames"], self.frames[:used])
+        for k, blocks in enumerate(kept["frames"]):
+            decompress(blocks, self.frames[k : used : self.num_envs])
         self.facts[:used] = kept["facts"]
         self.head, self.size, self.ages = kept["head"], kept["size"], np.array(kept["ages"], np.int8)
 
