@@ -522,6 +522,7 @@ def open_run(args) -> tuple[Path, dict | None, object]:
         if (folder / "summary.json").is_file():
             print(f"{folder} is finished; --overwrite starts anew" + (f" (since then: {changed})" if changed else ""))
             return folder, None, lock
+        require(os.access(folder, os.W_OK | os.X_OK), "runs_dir", "be a folder that can be written", folder)
         require(not changed, "run_name", f"name another run, or --overwrite be given: {folder} was started otherwise", changed)
         if any(folder.glob("checkpoint*.pt")):
             return folder, old, lock
@@ -753,17 +754,22 @@ class Log:
                 print(f"W&B could not be finished ({type(error).__name__}: {error})", file=sys.stderr)
 
 
+def wandb_records(folder: Path) -> list[dict]:
+    """What the W&B files of a run folder hold, as the client itself reads them."""
+    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    done = [
+        subprocess.run([*words, str(files)], capture_output=True, text=True) for files in sorted(folder.glob("wandb/*run-*"))
+    ]
+    return [json.loads(line) for process in done for line in process.stdout.splitlines()]
+
+
 def wandb_rows(folder: Path, before: int = 0) -> int:
     """How many rows of curves.csv the W&B files of this run folder hold: the client may have been killed at any moment.
 
     What it left behind may still be writing, so they are counted until their number stays.
     """
-    found = 0
-    for files in folder.glob("wandb/*run-*"):
-        words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(files)]
-        for line in subprocess.run(words, capture_output=True, text=True).stdout.splitlines():
-            items = json.loads(line).get("history", {}).get("item", {})
-            found += sum("/" in tag and tag != "charts/SPS" for tag in items)
+    items = [record.get("history", {}).get("item", {}) for record in wandb_records(folder)]
+    found = sum("/" in tag and tag != "charts/SPS" for item in items for tag in item)
     if found == before:
         return found
     time.sleep(2)  # W&B's files are flushed every second

@@ -38,8 +38,8 @@ class Args:
     """seed of the moments"""
 
 
-def results(folder: Path) -> dict:
-    """What must not differ: the bytes of the result files, and the summary but for its clocks."""
+def bits(folder: Path) -> dict:
+    """What must repeat: the bytes of the result files, and the summary but for its clocks."""
     summary = json.loads((folder / "summary.json").read_text())
     files = {name: (folder / name).read_bytes() for name in RESULTS if (folder / name).exists()}
     return files | {"summary": {key: value for key, value in summary.items() if key != "time"}}
@@ -93,7 +93,7 @@ def main(args: Args) -> None:
             print(f"process {index}: from step {began:,}: {end}")
         kinds = {kind: sum(end == kind for _, end in lives) for kind in {end for _, end in lives}}
         print(f"{args.algorithm}: {len(lives) - 1} kills, {len({began for began, _ in lives})} steps begun at; {kinds}")
-        one, two = results(Path(scratch) / "whole"), results(folder)
+        one, two = bits(Path(scratch) / "whole"), bits(folder)
         different = [key for key in one if one[key] != two[key]]
         print("every bit the same" if not different else f"different: {', '.join(different)}")
         sys.exit(bool(different) or len(lives) <= args.kills)

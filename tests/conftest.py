@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,16 +51,3 @@ def summary(folder: Path) -> dict:
 def rows(file: Path) -> list[dict[str, str]]:
     with open(file, newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def wandb_records(folder: Path, runs: str = "*run-*") -> list[dict]:
-    """All records of a run folder's W&B files, as the real client reads them."""
-    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
-    found = [subprocess.run([*words, str(d)], capture_output=True, check=True) for d in sorted(folder.glob(f"wandb/{runs}"))]
-    return [json.loads(line) for done in found for line in done.stdout.splitlines()]
-
-
-def bits(folder: Path) -> dict[str, bytes | dict]:
-    """What must repeat: the bytes of the result files, and the summary but for its clocks."""
-    files = {name: (folder / name).read_bytes() for name in ("model.pt", "eval.csv", "curves.csv") if (folder / name).exists()}
-    return files | {"summary": {k: v for k, v in summary(folder).items() if k != "time"}}

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.conftest import SCRIPTS, bits, summary
+from scripts.kill_runs import bits
+from tests.conftest import SCRIPTS, summary
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 both = pytest.mark.parametrize("algorithm", SCRIPTS)

@@ -1,20 +1,24 @@
 """A run goes on, and forks, to the same bits as one that was never interrupted; a broken checkpoint is never used."""
 
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dqn_atari_prune import AtariGames, load_checkpoint
-from scripts.kill_runs import disturb
-from tests.conftest import SCRIPTS, SMALL, bits, rows, summary, wandb_records
+from dqn_atari_prune import AtariGames, load_checkpoint, wandb_records
+from scripts.kill_runs import bits, disturb
+from tests.conftest import SCRIPTS, SMALL, rows, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 both = pytest.mark.parametrize("algorithm", SCRIPTS)
@@ -154,3 +158,41 @@ def test_a_checkpoint_of_another_game_is_refused_by_name():
     kept = AtariGames("PongNoFrameskip-v4", 1, seed=0).state_dict()
     with pytest.raises(OSError, match="the checkpoint is of PongNoFrameskip-v4, not of BreakoutNoFrameskip-v4"):
         AtariGames("BreakoutNoFrameskip-v4", 1, seed=0).load_state_dict(kept)
+
+
+def test_a_checkpoint_of_another_version_of_the_format_is_refused_by_its_number(small_run, tmp_path, capsys):
+    kept = torch.load(small_run("dqn", prune_type="none") / "prune_point.pt", weights_only=True)
+    torch.save(kept | {"format": 0}, tmp_path / "checkpoint.pt")
+    with pytest.raises(OSError, match="no good checkpoint is left"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+    assert "of dqn, format 0; not dqn, 1" in capsys.readouterr().err
+
+
+@contextmanager
+def read_only(folder: Path):
+    """No file can be made, removed or renamed in it; root may do that wherever no immutable flag forbids it."""
+    root = os.geteuid() == 0
+    if root and run(["chattr", "+i", str(folder)]).returncode != 0:
+        pytest.skip("root on a file system without immutable folders")
+    mode = folder.stat().st_mode
+    if not root:
+        folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", str(folder)], check=True) if root else folder.chmod(mode)
+
+
+def test_a_run_folder_that_becomes_read_only_ends_the_run_in_one_line_and_it_goes_on_once_it_can_be_written(
+    small_run, tmp_path
+):
+    folder, words = tmp_path / "a", command("ppo", tmp_path / "a", checkpoint_minutes=0.001)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (folder / "checkpoint.pt").exists():
+            time.sleep(0.01)
+        with read_only(folder):
+            errors = process.communicate()[1]
+            assert process.returncode == 1 and "checkpoint.pt" in errors and "Traceback" not in errors
+            again = run(words)
+            assert again.returncode == 2 and "--runs-dir must be a folder that can be written" in again.stderr
+    assert run(words).returncode == 0 and same_bits(folder, small_run("ppo", prune_type="l1", prune_rate=0.5))

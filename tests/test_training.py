@@ -10,7 +10,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import SCRIPTS, SMALL, bits, rows, summary, weights
+from scripts.kill_runs import bits
+from tests.conftest import SCRIPTS, SMALL, rows, summary, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {"dqn": SCRIPTS["dqn"].QNetwork, "ppo": SCRIPTS["ppo"].Agent}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SMALL, rows, summary, wandb_records
+from ppo_atari_prune import wandb_records
+from tests.conftest import SMALL, rows, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [f"--{k.replace('_', '-')}={v}" for k, v in (SMALL["ppo"] | {"num_threads": 1, "eval_episodes": 1}).items()]
@@ -43,8 +44,9 @@ def test_a_tracked_run_ends_with_every_row_in_its_offline_file(case, tmp_path):
     assert ("W&B is out of reach" in seen) == (case != "offline")
     folder = tmp_path / "r"
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
-    records = wandb_records(folder, "offline-run-*")
-    (run,) = (r["run"] for r in records if r["type"] == "run")
+    records = wandb_records(folder)
+    run, *failed = (r["run"] for r in records if r["type"] == "run")
+    assert len(failed) == (case == "no network") and all(r["run_id"] == run["run_id"] for r in failed)  # its start in vain
     assert run["run_id"] == (folder / "wandb_id").read_text() and run["run_id"].startswith("r-") and len(run["run_id"]) == 8
     assert run["display_name"] == "r" and run["run_group"] == "SpaceInvadersNoFrameskip-v4__ppo__l1-0.3"
     config = run["config"]["update"]
