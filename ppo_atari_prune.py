@@ -737,7 +737,7 @@ class Log:
             done = f"step {global_step:,} of {self.bar.total:,}"
             print(f"{done}, {steps_per_second:.0f} steps/s, return {mean:.1f}, sparsity {sparsity:.2f}", flush=True)
 
-    def close(self, summary: dict, files: list[Path]) -> None:
+    def close(self, summary: dict, played: list[dict], files: list[Path]) -> None:
         self.bar.close()
         self.curves.close()
         self.tensorboard.close()
@@ -745,7 +745,10 @@ class Log:
             import wandb
 
             try:
-                self.wandb.log({f"video/{path.stem}": wandb.Video(str(path)) for path in files if path.suffix == ".mp4"})
+                # without a slash in their tags: no rows of curves.csv
+                self.wandb.log({f"{path.stem}_video": wandb.Video(str(path)) for path in files if path.suffix == ".mp4"})
+                if played:
+                    self.wandb.log({"evaluation_games": wandb.Table(list(played[0]), [list(game.values()) for game in played])})
                 self.wandb.summary.update(summary)
                 artifact = wandb.Artifact(f"model-{self.wandb.id}", type="model")
                 for path in files:
@@ -890,7 +893,7 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if state["device"] == "cuda" else None,
         "mean_gpu_utilisation_percent": float(np.mean(log.gpu_utilisation)) if log.gpu_utilisation else None,
     }
-    log.close(summary, files)
+    log.close(summary, state["eval"], files)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     for path in folder.glob("checkpoint*.pt"):
         path.unlink()

@@ -1,0 +1,79 @@
+"""What a sweep will cost on this machine: python scripts/plan.py ALGORITHM DENSE_RUNS ARMS_OF_EACH JOBS [OPTION]...
+
+Checks the options, says on standard error what is to come, and prints one line for sweep.sh, separated by tabs: runs side by
+side (JOBS, or for 0 what this machine can hold), threads of each, GPUs, last step, step of the cut, and what the options add to
+the names of dense runs and of arms.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+SET_BY = {"seed": "SEEDS", "prune_rate": "RATES", "env_id": "GAMES", "runs_dir": "RUNS_DIR"}
+SET_BY |= dict.fromkeys(("prune_type", "run_name", "fork_from", "fork_seed"), "the sweep's matrix")
+RUN_BYTES = 1.0e9  # memory of a run beside its replay buffer
+RUNS_A_GPU = 8
+SPEEDS = ROOT / "results" / "cpu_speed.csv"
+
+
+def speed(algorithm: str, runs_dir: Path) -> tuple[float | None, str]:
+    """Agent steps per second of one of the runs side by side, and where that is known from."""
+    times = [json.loads(file.read_text())["time"] for file in runs_dir.glob(f"*__{algorithm}_atari_prune__*/summary.json")]
+    if here := [t["agent_steps_per_second_while_learning"] for t in times if t["agent_steps_per_second_while_learning"]]:
+        return sum(here) / len(here), f"at the speed of {len(here)} finished runs in {runs_dir}"
+    if torch.cuda.is_available() or not SPEEDS.exists():
+        return None, ""
+    rows = pd.read_csv(SPEEDS).query("program == 'ours' and algorithm == @algorithm and side_by_side > 1")
+    return (rows.steps_per_second / rows.side_by_side).mean(), f"at the speed in results/{SPEEDS.name}"
+
+
+def main() -> None:
+    algorithm, dense, arms, jobs, *options = sys.argv[1:]
+    runs, arms, jobs = int(dense) * (1 + int(arms)), int(dense) * int(arms), int(jobs)
+    for word in options:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if name in SET_BY:
+            print(f"error: {word} can't be an option of every run: it is set by {SET_BY[name]}", file=sys.stderr)
+            sys.exit(2)
+    script = importlib.import_module(f"{algorithm}_atari_prune")
+    args = tyro.cli(script.Args, args=options)
+
+    runs_dir, cores, gpus = Path(os.environ["RUNS_DIR"]), len(os.sched_getaffinity(0)), torch.cuda.device_count() * args.cuda
+    buffer = args.buffer_size * script.TRANSITION_BYTES if algorithm == "dqn" else 0
+    (available,) = (int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
+    if gpus:
+        room = torch.cuda.mem_get_info()[0]
+        jobs = jobs or gpus * max(1, min(RUNS_A_GPU, int(room // (RUN_BYTES + buffer))))
+    jobs = jobs or max(1, min(cores, int(available // (RUN_BYTES + buffer))))
+    args.num_threads = args.num_threads or (max(1, cores // jobs) if gpus else 1)
+
+    steps = args.total_timesteps // args.steps_per_iteration * args.steps_per_iteration
+    cut = script.cut_iteration(args) * args.steps_per_iteration
+    in_all = runs * steps - arms * cut
+    rate, source = speed(algorithm, runs_dir)
+    hours = f"about {in_all / rate / jobs / 3600:.1f} hours {source}" if rate else "nothing measured yet to tell the hours from"
+    disk = (int(dense) + 2 * jobs) * (30e6 + buffer / 20)  # frames of SpaceInvaders compress 20-fold and more
+    existing = next(p for p in (runs_dir, *runs_dir.absolute().parents) if p.exists())
+    print(
+        f"{runs} runs of {steps:,} agent steps, {arms} of them forked at {cut:,}: {in_all:,} agent steps; {jobs} side by side, "
+        f"threads {args.num_threads}; {hours}; memory {jobs * (RUN_BYTES + buffer) / 1e9:.0f} GB of {available / 1e9:.0f}, "
+        f"disk {disk / 1e9:.1f} GB of {shutil.disk_usage(existing).free / 1e9:.0f}",
+        file=sys.stderr,
+    )
+    suffixes = []
+    for args.prune_type in ("none", "l1"):
+        suffixes.append(script.default_run_name(args).partition(f"__s{args.seed}")[2])
+    print(jobs, args.num_threads, gpus, steps, cut, *suffixes, sep="\t")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Upload offline W&B runs; the torn files of killed runs are mended first. Exits 1 if any fails, and says which.
+#   scripts/sync_wandb.sh                  all runs in runs/
+#   scripts/sync_wandb.sh runs/NAME...     these
+# Needs a key (`wandb login` or WANDB_API_KEY). What is uploaded is marked (.synced), and not sent again.
+set -euo pipefail
+python=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
+scripts=$(dirname "$0")
+(($# > 0)) || set -- runs/*/
+
+shopt -s nullglob
+failed=0
+for folder in "$@"; do
+  for run in "$folder"/wandb/offline-run-*/; do
+    files=("$run"*.wandb)
+    [[ ! -e ${files[0]}.synced ]] || continue
+    "$python" "$scripts/mend_wandb.py" "${files[@]}"
+    # it exits 0 whatever happened, but prints what went wrong
+    if said=$("$python" -m wandb sync "$run" 2>&1) && ! grep -qiE 'error|fail|unable' <<<"$said" && [[ -e ${files[0]}.synced ]]; then
+      echo "synced $run"
+    else
+      echo "$said" >&2
+      echo "error: not synced: $run" >&2
+      failed=1
+    fi
+  done
+done
+exit "$failed"

@@ -1,0 +1,128 @@
+"""Sweeps: the promised matrix, each run once, through kills and failures, to the bits of runs that were made alone."""
+
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tyro
+
+from tests.conftest import SCRIPTS, SMALL, summary
+from tests.test_resume import same_bits
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = {"dqn": ["0.05", "0.1", "0.3", "0.5", "0.8"], "ppo": ["0.1", "0.3", "0.5"]}
+both = pytest.mark.parametrize("algorithm", SCRIPTS)
+
+
+def sweep(algorithm: str, *options: str, **environment: str) -> tuple[list[str], dict]:
+    """Words and environment of a sweep."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHON": sys.executable} | environment
+    return ["bash", str(ROOT / "scripts" / f"sweep_{algorithm}.sh"), *options], environment
+
+
+def run(algorithm: str, *options: str, **environment: str) -> subprocess.CompletedProcess:
+    words, environment = sweep(algorithm, *options, **environment)
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def small(algorithm: str) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL[algorithm] | {"eval_episodes": 2}).items()]
+
+
+@both
+def test_a_dry_run_prints_the_study_s_commands_dense_twins_first_and_every_one_parses(algorithm, tmp_path):
+    matrix = {
+        "DRY_RUN": "1",
+        "SEEDS": "1 2",
+        "GAMES": "ALE/Pong-v5 BreakoutNoFrameskip-v4",
+        "AA": "1",
+        "RUNS_DIR": str(tmp_path),
+    }
+    printed = run(algorithm, "--total-timesteps", "100000", "--track", **matrix)
+    assert printed.returncode == 0, printed.stderr
+    commands = [shlex.split(line) for line in printed.stdout.splitlines()]
+    assert all(words[1] == f"{algorithm}_atari_prune.py" for words in commands)
+    arms = [tyro.cli(SCRIPTS[algorithm].Args, args=words[2:]) for words in commands]
+    assert all(args.total_timesteps == 100_000 and args.track and args.num_threads >= 1 for args in arms)
+    one = {(kind, rate) for kind in ("l1", "random") for rate in STUDY[algorithm]}
+    assert len(arms) == 2 * 2 * (1 + len(one) + 1) == len({args.run_name for args in arms})
+    begun = {}
+    for args in arms:
+        assert args.run_name == SCRIPTS[algorithm].default_run_name(args)
+        begun[str(tmp_path / args.run_name)] = args
+        if args.fork_from:
+            twin = begun[args.fork_from]
+            assert (twin.prune_type, twin.seed, twin.env_id) == ("none", args.seed, args.env_id)
+    for seed in (1, 2):
+        for game in matrix["GAMES"].split():
+            mine = [args for args in arms if (args.seed, args.env_id) == (seed, game)]
+            assert {(args.prune_type, f"{args.prune_rate:g}") for args in mine if args.prune_type != "none"} == one
+            assert [args.fork_seed for args in mine if args.prune_type == "none"] == [None, 1]
+    dense, arms = 4, 4 * (2 * len(STUDY[algorithm]) + 1)
+    assert f"{dense + arms} runs of" in printed.stderr and f"{arms} of them forked" in printed.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--prune-rate", "0.3"], "--prune-rate can't be an option of every run: it is set by RATES"),
+        (["--seed=3"], "--seed=3 can't be an option of every run: it is set by SEEDS"),
+        (["--gamma", "2"], "--gamma must lie in [0, 1], got 2.0"),
+        (["--gama", "0.9"], "--gama"),
+    ],
+)
+def test_what_no_run_would_take_is_refused_before_any_run(options, says, tmp_path):
+    refused = run("ppo", *options, RUNS_DIR=str(tmp_path))
+    assert refused.returncode == 2 and says in " ".join(refused.stderr.split()) and not list(tmp_path.iterdir())
+
+
+@both
+def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of_runs_made_alone(
+    small_run, algorithm, tmp_path
+):
+    words, environment = sweep(algorithm, *small(algorithm), "--checkpoint-minutes=0.005", RATES="0.5", RUNS_DIR=str(tmp_path))
+    rng, environment = random.Random(3), environment | {"JOBS": "2"}
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(9 + 6 * rng.random())
+        if number == signal.SIGKILL:  # the driver, xargs and the runs
+            subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=True)
+        process.send_signal(number)
+        assert process.wait() == (143 if number == signal.SIGTERM else -9)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "  3 of 3 done, 0 running, 0 failed, 0.0 hours left" in done.stdout, (
+        done.stdout + done.stderr
+    )
+    folders = {summary(folder)["arm"]: folder for folder in tmp_path.iterdir() if folder.is_dir()}
+    assert folders.keys() == {"none", "l1-0.5", "random-0.5"}
+    for prune_type in ("none", "l1", "random"):
+        alone = small_run(algorithm, prune_type=prune_type, **({} if prune_type == "none" else {"prune_rate": 0.5}))
+        assert same_bits(folders[summary(alone)["arm"]], alone)
+    forked = [summary(folder)["agent_steps_run"] for arm, folder in folders.items() if arm != "none"]
+    assert forked == [SMALL[algorithm]["total_timesteps"] // 2] * 2
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/*")}
+    assert subprocess.run(words, env=environment, capture_output=True).returncode == 0
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/*") if file.name != ".lock"}.items() <= written.items()
+
+
+def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_runs_only_that_one_again(tmp_path):
+    options, environment = small("ppo"), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
+    dry = run("ppo", *options, **environment, DRY_RUN="1").stdout
+    name = next(word for word in shlex.split(dry) if "l1-0.5" in word)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").write_text("years of work")
+    done = run("ppo", *options, **environment)
+    assert done.returncode == 1 and f"failed {name} (exit 2, see {tmp_path / name}.log)" in done.stdout
+    assert "error: 1 runs failed" in done.stderr and done.stdout.count("finished ") == 2
+    (tmp_path / name / "thesis.tex").unlink()
+    again = run("ppo", *options, **environment)
+    assert again.returncode == 0 and again.stdout.count("finished ") == 3
+    logs = {log.name.removesuffix(".log"): log.read_text() for log in tmp_path.glob("*.log")}
+    assert {name for name, text in logs.items() if "is finished; --overwrite starts anew" not in text} == {name}

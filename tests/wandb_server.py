@@ -1,0 +1,115 @@
+"""As much of a W&B server, on loopback, as the real client needs to start, log, resume and sync; it keeps what arrives."""
+
+import gzip
+import json
+import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+USER = {"id": "u", "username": "u", "entity": "ent", "flags": "{}", "email": "a@b", "teams": {"edges": []}}
+SERVER = {"features": [], "cliVersionInfo": {"max_cli_version": "9.9.9"}, "latestLocalVersionInfo": None}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            data = b""
+            while size := int(self.rfile.readline().strip() or b"0", 16):
+                data += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        return gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
+
+    def answer(self, value: dict) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        self.answer({})
+
+    def do_PUT(self):
+        self.body()
+        self.answer({})
+
+    def do_POST(self):
+        data = self.body()
+        stream = re.match(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path)
+        if stream:
+            run = self.run_of(stream[1])
+            for name, part in (json.loads(data).get("files") or {}).items():
+                kept, offset = run["files"].setdefault(name, []), part.get("offset", 0)
+                kept[offset : offset + len(part["content"])] = part["content"]
+            self.answer({"exitcode": None, "limits": {}})
+        elif self.path.startswith("/graphql"):
+            call = json.loads(data)
+            self.answer({"data": self.graphql(call["query"], call.get("variables") or {})})
+        else:
+            self.answer({})
+
+    def run_of(self, name: str) -> dict:
+        return self.server.runs.setdefault(name, {"config": None, "files": {}, "starts": 0})
+
+    def graphql(self, query: str, variables: dict) -> dict:
+        operation = re.search(r"(query|mutation)\s+(\w+)", query)[2]
+        if operation == "Viewer":
+            return {"viewer": USER}
+        if operation == "ServerFeaturesQuery" or "serverInfo" in query:
+            return {"serverInfo": SERVER, "viewer": USER}
+        if operation == "RunResumeStatus":
+            model = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "ent"}, "bucket": None}
+            if variables["name"] in self.server.runs:
+                run, lines = self.server.runs[variables["name"]], {}
+                for key, name in (("history", "wandb-history.jsonl"), ("events", "wandb-events.jsonl"), ("log", "output.log")):
+                    lines[f"{key}LineCount"] = len(run["files"].get(name, []))
+                    lines[f"{key}Tail"] = json.dumps(run["files"].get(name, [])[-1:])
+                summary = (run["files"].get("wandb-summary.json") or ["{}"])[-1]
+                named = {"id": variables["name"], "name": variables["name"], "projectID": 1, "sweepName": None, "tags": []}
+                model["bucket"] = (
+                    named | lines | {"summaryMetrics": summary, "config": run["config"] or "{}", "wandbConfig": "{}"}
+                )
+            return {"model": model}
+        if operation == "UpsertBucket":
+            name = variables["name"]
+            run = self.run_of(name)
+            run["starts"] += 1
+            run |= {key: value for key, value in variables.items() if value is not None}
+            project = {"id": "p", "name": variables.get("project") or "p", "entity": {"id": "e", "name": "ent"}}
+            bucket = {"id": name, "name": name, "displayName": run.get("displayName"), "description": "", "sweepName": None}
+            bucket |= {"config": run["config"], "project": project}
+            bucket["historyLineCount"] = len(run["files"].get("wandb-history.jsonl", []))
+            return {"upsertBucket": {"bucket": bucket, "inserted": run["starts"] == 1}}
+        if operation == "CreateRunFiles":
+            address = f"http://127.0.0.1:{self.server.server_port}/up"
+            return {
+                "createRunFiles": {
+                    "runID": "id",
+                    "uploadHeaders": [],
+                    "files": [{"name": name, "uploadUrl": address} for name in variables["files"]],
+                }
+            }
+        return {}
+
+
+@contextmanager
+def serving(port: int = 0):
+    """The server, running; server.runs is what it was told, server.server_port its port."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.runs, server.daemon_threads = {}, True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
