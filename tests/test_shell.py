@@ -15,7 +15,7 @@ from scripts import table
 from tests.conftest import SCRIPTS
 
 ROOT = Path(__file__).resolve().parent.parent
-SHELL_FILES = sorted([*ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"])
+SHELL_FILES = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("tests/*.sh"), ROOT / ".ci" / "run"])
 
 
 def bash(*words, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
