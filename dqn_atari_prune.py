@@ -753,7 +753,7 @@ class Log:
                     artifact.add_file(str(path))
                 self.wandb.log_artifact(artifact)
                 self.wandb.finish()
-            except wandb.errors.Error as error:  # the run folder has everything: it can be synced later
+            except Exception as error:  # whatever a strange answer makes the client say: the run folder has everything
                 print(f"W&B could not be finished ({type(error).__name__}: {error})", file=sys.stderr)
 
 

@@ -15,6 +15,7 @@ for folder in "$@"; do
     files=("$run"*.wandb)
     [[ ! -e ${files[0]}.synced ]] || continue
     "$python" "$scripts/mend_wandb.py" "${files[@]}"
+    (($(stat -c %s "${files[0]}") > 7)) || continue # killed at its start: a header, and nothing to send
     # it exits 0 whatever happened, but prints what went wrong
     if said=$("$python" -m wandb sync "$run" 2>&1) && ! grep -qiE 'error|fail|unable' <<<"$said" && [[ -e ${files[0]}.synced ]]; then
       echo "synced $run"

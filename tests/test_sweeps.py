@@ -1,5 +1,6 @@
 """Sweeps: the promised matrix, each run once, through kills and failures, to the bits of runs that were made alone."""
 
+import itertools
 import os
 import random
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+import yaml
 
 from tests.conftest import SCRIPTS, SMALL, summary
 from tests.test_resume import same_bits
@@ -126,3 +128,14 @@ def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_runs_o
     assert again.returncode == 0 and again.stdout.count("finished ") == 3
     logs = {log.name.removesuffix(".log"): log.read_text() for log in tmp_path.glob("*.log")}
     assert {name for name, text in logs.items() if "is finished; --overwrite starts anew" not in text} == {name}
+
+
+def test_the_file_for_wandb_agents_holds_the_ppo_matrix_in_words_that_the_script_takes():
+    config = yaml.safe_load((ROOT / "scripts" / "wandb_sweep.yaml").read_text())
+    grid = {name: parameter["values"] for name, parameter in config["parameters"].items()}
+    assert [f"{rate:g}" for rate in grid["prune_rate"]] == STUDY["ppo"] and grid["prune_type"] == ["none", "l1", "random"]
+    for values in itertools.product(*grid.values()):  # an agent writes --prune_rate=0.1
+        words = ["--track", *(f"--{name}={value}" for name, value in zip(grid, values, strict=True))]
+        args = tyro.cli(SCRIPTS["ppo"].Args, args=words)
+        assert (args.seed, args.prune_type, args.prune_rate) == values
+    assert config["program"] == "ppo_atari_prune.py" and config["command"][-2:] == ["--track", "${args}"]
