@@ -152,7 +152,8 @@ def train_sb3(args: Args) -> None:
 
 
 def parts(algorithm: str, args: Args) -> dict[str, float]:
-    """Microseconds a step of all games of each part alone: emulator, acting, learning; on a GPU as graph replays."""
+    """Microseconds a step of all games of each part alone: emulator, acting, learning, masking the gradients of its updates;
+    on a GPU as graph replays."""
     import dqn_atari_prune
     import ppo_atari_prune
 
@@ -181,6 +182,9 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
         sum(t.square().mean() for t in (out if isinstance(out, tuple) else (out,))).backward()
         network.zero_grad()
 
+    def mask() -> None:
+        script.mask_gradients(network, masks)
+
     def microseconds(function, repeats: int) -> float:
         for _ in range(3):
             function()
@@ -198,14 +202,20 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
         games.receive()
 
     rng, acting = np.random.default_rng(0), frames(n)
+    tensors = script.prunable(network)
+    masks = script.make_masks(tensors, "l1", 0.5, "layer", seed=1)
+    for name in masks:
+        network.get_parameter(name).grad = torch.randn_like(tensors[name])
     if algorithm == "dqn":  # train_frequency 4, batch 32: the targets of the updates of a step are one forward pass
         following, batches = frames(8 * n), [frames(32) for _ in range(max(1, n // 4))]
-        learn, share = (lambda: [forward(following), *map(backward, batches)]), min(1, n / 4)
+        learn, share, updates = (lambda: [forward(following), *map(backward, batches)]), min(1, n / 4), n / 4
     else:  # 4 epochs of 4 minibatches a rollout of 128 steps
         batch = frames(32 * n)
-        learn, share = (lambda: backward(batch)), 16 / 128
+        learn, share, updates = (lambda: backward(batch)), 16 / 128, 16 / 128
     repeats = 300 if device.type == "cuda" else 20
+    masking = microseconds(script.capture(mask, state), repeats) * updates  # first: learning clears the gradients
     return {
+        "masking": masking,
         "emulator": microseconds(step, 1000 if device.type == "cuda" else 200),
         "acting": microseconds(script.capture(lambda: forward(acting), state), repeats),
         "learning": microseconds(script.capture(learn, state), repeats) * share,
@@ -216,7 +226,7 @@ def bound(algorithm: str, us: dict[str, float]) -> float:
     """Microseconds below which a step of all games cannot come: on a CPU all parts in turn; on a GPU the emulator and acting
     (PPO), or the longer of emulator and learning (DQN), which run side by side."""
     if not torch.cuda.is_available():
-        return sum(us.values())
+        return us["emulator"] + us["acting"] + us["learning"]
     return us["emulator"] + us["acting"] if algorithm == "ppo" else max(us["emulator"], us["learning"])
 
 
@@ -257,10 +267,11 @@ def main() -> None:
     for algorithm in args.algorithms if "ours" in programs else ():
         us = parts(algorithm, args)
         step = args.num_envs / table.loc[(algorithm, "ours", args.jobs[0]), "median"] * 1e6 * args.jobs[0]
-        bounds[algorithm] = us | {"bound": bound(algorithm, us), "step": step, "share": bound(algorithm, us) / step}
+        shares = {"share of the bound": bound(algorithm, us) / step, "share of the mask": us["masking"] / step}
+        bounds[algorithm] = us | {"bound": bound(algorithm, us), "step": step} | shares
     if bounds:
-        print("\nmicroseconds a step of all games, each part alone; the bound's share of the measured step\n")
-        print(pd.DataFrame(bounds).T.round(2).to_string())
+        print("\nmicroseconds a step of all games, each part alone; shares of the measured step\n")
+        print(pd.DataFrame(bounds).T.round(3).to_string())
     if args.json:
         args.json.write_text(json.dumps({"rows": rows, "bounds": bounds}, indent=2))
 
