@@ -47,7 +47,11 @@ def main() -> None:
     script = importlib.import_module(f"{algorithm}_atari_prune")
     args = tyro.cli(script.Args, args=options)
 
-    runs_dir, cores, gpus = Path(os.environ["RUNS_DIR"]), len(os.sched_getaffinity(0)), torch.cuda.device_count() * args.cuda
+    runs_dir, cores, gpus = (
+        Path(os.environ.get("RUNS_DIR", "runs")),
+        len(os.sched_getaffinity(0)),
+        torch.cuda.device_count() * args.cuda,
+    )
     buffer = args.buffer_size * script.TRANSITION_BYTES if algorithm == "dqn" else 0
     (available,) = (int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
     if gpus:

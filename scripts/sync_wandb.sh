@@ -8,6 +8,8 @@ python=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
 scripts=$(dirname "$0")
 (($# > 0)) || set -- runs/*/
 
+# Half a minute of trying is enough to say that there is no server; by default it takes many.
+export WANDB_X_GRAPHQL_RETRY_MAX=${WANDB_X_GRAPHQL_RETRY_MAX:-4} WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS=5
 shopt -s nullglob
 failed=0
 for folder in "$@"; do

@@ -82,6 +82,16 @@ def test_a_fork_of_other_options_is_refused_and_the_difference_named(small_run, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fork_by_a_script_that_has_changed_since_is_refused_by_name(small_run, tmp_path):
+    dense = small_run("ppo", prune_type="none")
+    config = json.loads((dense / "config.json").read_text())
+    config["resolved"]["source_sha256"] = "another script"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(dense / "prune_point.pt", tmp_path)
+    with pytest.raises(SCRIPTS["ppo"].UserError, match=r"--fork-from must .*source_sha256 another script -> "):
+        SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**(config["options"] | {"prune_type": "l1", "fork_from": str(tmp_path)})))
+
+
 @both
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_and_no_doubled_point(

@@ -1,0 +1,71 @@
+"""Kill a whole sweep again and again (-9, the driver and its runs), start it again, and compare it with an undisturbed one.
+
+    python scripts/kill_sweeps.py --algorithm ppo --seeds 1 2 3 --kills 5
+
+The whole matrix of the study with short runs. It prints how many runs were finished at each kill and what share of the agent
+steps forking saved, and exits 1 if a run was finished twice or a single bit differs.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from kill_runs import bits
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"dqn": "--total-timesteps=3200 --learning-starts=800 --buffer-size=1600", "ppo": "--total-timesteps=3072"}
+
+
+@dataclass
+class Args:
+    algorithm: Literal["dqn", "ppo"] = "ppo"
+    """which sweep"""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """seeds of the matrix"""
+    kills: int = 5
+    """how often the sweep is killed"""
+    seed: int = 1
+    """seed of the moments"""
+
+
+def main(args: Args) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        whole, disturbed = Path(scratch) / "whole", Path(scratch) / "disturbed"
+        words = [str(ROOT / "scripts" / f"sweep_{args.algorithm}.sh"), *SIZES[args.algorithm].split(), "--num-envs=2"]
+        words += ["--eval-episodes=2", "--checkpoint-minutes=0.01"]
+        environment = os.environ | {"SEEDS": " ".join(map(str, args.seeds)), "PYTHON": sys.executable}
+        began = time.monotonic()
+        subprocess.run(words, env=environment | {"RUNS_DIR": str(whole)}, check=True, stdout=subprocess.DEVNULL)
+        seconds, rng, written = time.monotonic() - began, random.Random(args.seed), {}
+        environment["RUNS_DIR"] = str(disturbed)
+        twice = []
+        for life in range(args.kills + 1):
+            sweep = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+            if life < args.kills:
+                time.sleep(rng.uniform(8, 8 + seconds / 3))
+                subprocess.run(["pkill", "-9", "-s", str(sweep.pid)], check=False)
+            if sweep.wait() > 0:
+                raise SystemExit(f"error: exit {sweep.returncode} of {' '.join(words)}")
+            found = {file: file.stat().st_mtime_ns for file in disturbed.glob("*/summary.json")}
+            twice += [file.parent.name for file in written if written[file] != found.get(file)]
+            written = found
+            print(f"{'killed' if life < args.kills else 'finished'}: {len(written)} runs are finished", flush=True)
+        names = sorted(path.parent.name for path in whole.glob("*/summary.json"))
+        different = [name for name in names if bits(whole / name) != bits(disturbed / name)]
+        summaries = [bits(whole / name)["summary"] for name in names]
+        ran, full = (sum(summary[key] for summary in summaries) for key in ("agent_steps_run", "global_step"))
+        print(f"{args.algorithm}: {len(names)} runs; forking saved {1 - ran / full:.1%} of {full:,} agent steps")
+        print("every bit the same" if not different else f"different: {', '.join(different)}")
+        print("every run finished once" if not twice else f"finished twice: {', '.join(twice)}")
+        sys.exit(bool(different or twice))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
