@@ -1,8 +1,8 @@
-"""What a sweep will cost on this machine: python scripts/plan.py ALGORITHM DENSE_RUNS ARMS_OF_EACH JOBS [OPTION]...
+"""What a sweep will cost on this machine: SEEDS="1 2" RATES=0.5 GAMES=... scripts/plan.py ALGORITHM [OPTION OF EVERY RUN]...
 
-Checks the options, says on standard error what is to come, and prints one line for sweep.sh, separated by tabs: runs side by
-side (JOBS, or for 0 what this machine can hold), threads of each, GPUs, last step, step of the cut, and what the options add to
-the names of dense runs and of arms.
+Checks the matrix and the options, says on standard error what is to come, and prints one line for sweep.sh, separated by tabs:
+runs side by side (JOBS, or for 0 what this machine can hold), threads of each, GPUs, last step, step of the cut, and what the
+options add to the names of dense runs and of arms.
 """
 
 import importlib
@@ -37,8 +37,13 @@ def speed(algorithm: str, runs_dir: Path) -> tuple[float | None, str]:
 
 
 def main() -> None:
-    algorithm, dense, arms, jobs, *options = sys.argv[1:]
-    runs, arms, jobs = int(dense) * (1 + int(arms)), int(dense) * int(arms), int(jobs)
+    algorithm, *options = sys.argv[1:]
+    seeds, rates, games = (os.environ[name].split() for name in ("SEEDS", "RATES", "GAMES"))
+    switches = {name: os.environ.get(name, "0") for name in ("JOBS", "AA")}
+    for name, value in switches.items():
+        if not value.isdecimal():
+            print(f"error: {name} must be a whole number, got {value}", file=sys.stderr)
+            sys.exit(2)
     for word in options:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if name in SET_BY:
@@ -46,12 +51,14 @@ def main() -> None:
             sys.exit(2)
     script = importlib.import_module(f"{algorithm}_atari_prune")
     args = tyro.cli(script.Args, args=options)
+    for option, values in {"--seed": seeds, "--prune-rate": rates, "--env-id": games}.items():
+        for value in values:
+            tyro.cli(script.Args, args=[*options, option, value])  # says what is wrong, and exits with 2
 
-    runs_dir, cores, gpus = (
-        Path(os.environ.get("RUNS_DIR", "runs")),
-        len(os.sched_getaffinity(0)),
-        torch.cuda.device_count() * args.cuda,
-    )
+    jobs, dense = int(switches["JOBS"]), len(seeds) * len(games)
+    arms = dense * (2 * len(rates) + (switches["AA"] != "0"))
+    runs_dir, cores = Path(os.environ.get("RUNS_DIR", "runs")), len(os.sched_getaffinity(0))
+    gpus = torch.cuda.device_count() * args.cuda
     buffer = args.buffer_size * script.TRANSITION_BYTES if algorithm == "dqn" else 0
     (available,) = (int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
     if gpus:
@@ -62,14 +69,15 @@ def main() -> None:
 
     steps = args.total_timesteps // args.steps_per_iteration * args.steps_per_iteration
     cut = script.cut_iteration(args) * args.steps_per_iteration
-    in_all = runs * steps - arms * cut
+    in_all = (dense + arms) * steps - arms * cut
     rate, source = speed(algorithm, runs_dir)
     hours = f"about {in_all / rate / jobs / 3600:.1f} hours {source}" if rate else "nothing measured yet to tell the hours from"
-    disk = (int(dense) + 2 * jobs) * (30e6 + buffer / 20)  # frames of SpaceInvaders compress 20-fold and more
+    disk = (dense + 2 * jobs) * (30e6 + buffer / 20)  # frames of SpaceInvaders compress 20-fold and more
     existing = next(p for p in (runs_dir, *runs_dir.absolute().parents) if p.exists())
     print(
-        f"{runs} runs of {steps:,} agent steps, {arms} of them forked at {cut:,}: {in_all:,} agent steps; {jobs} side by side, "
-        f"threads {args.num_threads}; {hours}; memory {jobs * (RUN_BYTES + buffer) / 1e9:.0f} GB of {available / 1e9:.0f}, "
+        f"{dense + arms} runs of {steps:,} agent steps, {arms} of them forked at {cut:,}: {in_all:,} agent steps; "
+        f"{jobs} side by side, threads {args.num_threads}; {hours}; "
+        f"memory {jobs * (RUN_BYTES + buffer) / 1e9:.0f} GB of {available / 1e9:.0f}, "
         f"disk {disk / 1e9:.1f} GB of {shutil.disk_usage(existing).free / 1e9:.0f}",
         file=sys.stderr,
     )

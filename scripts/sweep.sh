@@ -5,16 +5,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 algorithm=$1 script=$1_atari_prune
-read -ra rates <<<"$2"
+export RATES=$2 SEEDS=${SEEDS:-1} GAMES=${GAMES:-SpaceInvadersNoFrameskip-v4} RUNS_DIR=${RUNS_DIR:-runs}
 shift 2
-read -ra seeds <<<"${SEEDS:-1}"
-read -ra games <<<"${GAMES:-SpaceInvadersNoFrameskip-v4}"
-export RUNS_DIR=${RUNS_DIR:-runs}
+read -ra rates <<<"$RATES"
+read -ra seeds <<<"$SEEDS"
+read -ra games <<<"$GAMES"
 python=${PYTHON:-.venv/bin/python}
 
-# Checks the options of every run, says what the sweep costs, and finds what this machine can do side by side.
-arms=$((2 * ${#rates[@]} + ${AA:-0}))
-plan=$("$python" scripts/plan.py "$algorithm" $((${#seeds[@]} * ${#games[@]})) "$arms" "${JOBS:-0}" "$@")
+# Checks the matrix and the options, says what the sweep costs, and finds what this machine can do side by side.
+plan=$("$python" scripts/plan.py "$algorithm" "$@")
 IFS=$'\t' read -r jobs threads gpus steps cut dense_suffix arm_suffix <<<"$plan"
 export gpus
 

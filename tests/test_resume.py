@@ -88,8 +88,10 @@ def test_a_fork_by_a_script_that_has_changed_since_is_refused_by_name(small_run,
     config["resolved"]["source_sha256"] = "another script"
     (tmp_path / "config.json").write_text(json.dumps(config))
     shutil.copy(dense / "prune_point.pt", tmp_path)
+    fork = {"prune_type": "l1", "run_name": "fork", "fork_from": str(tmp_path)}
     with pytest.raises(SCRIPTS["ppo"].UserError, match=r"--fork-from must .*source_sha256 another script -> "):
-        SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**(config["options"] | {"prune_type": "l1", "fork_from": str(tmp_path)})))
+        SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**(config["options"] | fork)))
+    assert not (dense.parent / "fork").exists()
 
 
 @both

@@ -78,10 +78,16 @@ def test_a_dry_run_prints_the_study_s_commands_dense_twins_first_and_every_one_p
         (["--seed=3"], "--seed=3 can't be an option of every run: it is set by SEEDS"),
         (["--gamma", "2"], "--gamma must lie in [0, 1], got 2.0"),
         (["--gama", "0.9"], "--gama"),
+        (["RATES=0.5 1.5"], "--prune-rate must lie in [0, 1), got 1.5"),
+        (["SEEDS=one"], "--seed"),
+        (["GAMES=CartPole-v1"], "--env-id must be an Atari game, got CartPole-v1"),
+        (["JOBS=many"], "error: JOBS must be a whole number, got many"),
     ],
 )
 def test_what_no_run_would_take_is_refused_before_any_run(options, says, tmp_path):
-    refused = run("ppo", *options, RUNS_DIR=str(tmp_path))
+    words = [word for word in options if not word[0].isupper()]
+    matrix = dict(word.split("=", 1) for word in options if word not in words)
+    refused = run("ppo", *words, RUNS_DIR=str(tmp_path), **matrix)
     assert refused.returncode == 2 and says in " ".join(refused.stderr.split()) and not list(tmp_path.iterdir())
 
 
