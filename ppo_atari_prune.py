@@ -18,6 +18,7 @@ import io
 import json
 import math
 import os
+import platform
 import re
 import resource
 import secrets
@@ -76,7 +77,7 @@ class Args:
     capture_video: bool = False
     """record one game of the final network as an mp4 in the run folder"""
     save_model: bool = True
-    """keep model.pt, the weights at the end"""
+    """keep the weights at the end: model.pt and model_packed.npz"""
     runs_dir: str = "runs"
     """folder that holds the run folders"""
     run_name: str | None = None
@@ -457,6 +458,13 @@ def resolve(args, recorded: dict) -> dict:
     }
 
 
+def device_name(device: str) -> str:
+    """Model of the GPU or the CPU: the same bits are promised on the same model only."""
+    cpus = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.+)", cpus.read_text()) if cpus.exists() else None
+    return torch.cuda.get_device_name() if device == "cuda" else model[1] if model else platform.machine()
+
+
 def git_state() -> dict:
     """Commit of the checkout that the script lies in and whether tracked files differ; None outside of one."""
     try:
@@ -534,7 +542,7 @@ def open_run(args) -> tuple[Path, dict | None, object]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     versions = {"python": sys.version.split()[0], "numpy": np.__version__, "gymnasium": gym.__version__}
     config = {"algorithm": ALGORITHM, "options": asdict(args), "resolved": resolved, "versions": versions}
-    config["device_name"] = torch.cuda.get_device_name() if resolved["device"] == "cuda" else f"{os.cpu_count()} CPU cores"
+    config["device_name"] = device_name(resolved["device"])
     config |= {"parent": str(parent) if parent else None, "git": git_state(), "command": sys.argv}
     write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
     shutil.copyfile(__file__, folder / "source.py")
@@ -626,6 +634,9 @@ def begin(args, folder: Path, config: dict, state: dict) -> "Log":
         state["games"].load_state_dict(kept["games"])
         state |= {key: kept[key] for key in ("global_step", "eval", "emptied", "sparsity")}
         print(f"{folder} goes on at step {state['global_step']:,}" + (f", forked from {parent}" if forks else ""), flush=True)
+        made_on, here = (read_config(parent) if forks else config)["device_name"], device_name(state["device"])
+        if made_on != here:
+            print(f"its checkpoint was made on {made_on}, this is {here}: the same bits can't be promised", file=sys.stderr)
     if forks and args.fork_seed is not None:
         for index, generator in enumerate(state["generators"]):
             generator.manual_seed(derive_seed(args.fork_seed, f"fork {index} of {args.seed}"))
@@ -877,8 +888,11 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
         write_atomically(folder / "model.pt", model.getvalue())
         files.append(folder / "model.pt")
     if EVALS.is_dir():
-        evals, games = (importlib.import_module(f"evals.{name}") for name in (f"{ALGORITHM}_eval", "games"))
+        evals, games, storage = (importlib.import_module(f"evals.{name}") for name in (f"{ALGORITHM}_eval", "games", "storage"))
         summary |= games.summarise(evaluation_copy(args, state), state["eval"])
+        if args.save_model:
+            files.append(folder / "model_packed.npz")
+            write_atomically(files[-1], storage.pack(weights))
         if args.capture_video:
             files.append(folder / "final.mp4")
             seed = derive_seed(args.seed, "video")

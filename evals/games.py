@@ -1,11 +1,9 @@
 """Whole games of a saved model: what the two evaluators share, and what can be computed from a saved model afterwards."""
 
 import csv
-import io
 import json
 import os
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +14,8 @@ import torch
 import torch.nn as nn
 import tyro
 from scipy import stats
+
+from evals import storage
 
 
 @torch.no_grad()
@@ -45,29 +45,6 @@ def statistics(returns: list[float]) -> dict:
     return {"n": n, "mean": mean, "std": float(np.std(returns, ddof=1)), "ci95": interval}
 
 
-def storage_bytes(weights: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Bytes of the file that torch.save writes of these weights in each format; vectors (biases) stay dense in all."""
-
-    def csr(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        t = t.flatten(1).to_sparse_csr()  # its indices are views into COO storage, all of which would be saved: copy them
-        crow, col = t.crow_indices().to(dtype, copy=True), t.col_indices().to(dtype, copy=True)
-        return torch.sparse_csr_tensor(crow, col, t.values(), t.shape)
-
-    formats = {
-        "dense": lambda t: t,
-        "coo": lambda t: t.to_sparse().coalesce(),
-        "csr_int64": lambda t: csr(t, torch.int64),
-        "csr_int32": lambda t: csr(t, torch.int32),
-    }
-    sizes = {}
-    for name, convert in formats.items():
-        file = io.BytesIO()
-        with warnings.catch_warnings(action="ignore"):  # that CSR is in beta, once a process
-            torch.save({key: convert(t) if t.dim() > 1 else t for key, t in weights.items()}, file)
-        sizes[name] = len(file.getvalue())
-    return sizes
-
-
 @torch.no_grad()
 def multiply_adds(network: nn.Module) -> dict[str, int]:
     """Multiply-adds of the weights in a forward pass of one stack of frames: dense, and those whose weight is not zero."""
@@ -93,7 +70,8 @@ def summarise(network: nn.Module, rows: list[dict]) -> dict:
         returns.setdefault(row["moment"], []).append(row["return"])
     weights = {name: t.detach().cpu() for name, t in network.state_dict().items()}
     scores = {moment: statistics(values) for moment, values in returns.items()}
-    return {"eval": scores, "disk": storage_bytes(weights), "multiply_adds": multiply_adds(network)}
+    sizes = {"disk": storage.storage_bytes(weights), "disk_break_even_rate": storage.break_even(weights)}
+    return {"eval": scores} | sizes | {"multiply_adds": multiply_adds(network)}
 
 
 @torch.no_grad()
@@ -122,7 +100,7 @@ def record_video(act, env_id: str, spec: dict, seed: int, path: Path) -> float:
 @dataclass
 class Args:
     model: tyro.conf.Positional[Path]
-    """run folder, or a model.pt (with --env-id where no config.json lies beside it)"""
+    """run folder, model.pt or model_packed.npz (with --env-id where no config.json lies beside it)"""
     eval_episodes: int = 10
     """whole games to play, at least 1"""
     seed: int = 1
@@ -146,26 +124,28 @@ class Args:
 
 
 def load(script, network_class, path: Path, env_id: str | None) -> tuple[nn.Module, str]:
-    """The network of a model.pt in fp32, and the game it was trained on; UserError for a file that is something else."""
-    file = path / "model.pt" if path.is_dir() else path
+    """The network of a saved model in fp32, and the game it was trained on; UserError for a file that is something else."""
+    folder = path if path.is_dir() else path.parent
     if env_id is None:
-        config = file.parent / "config.json"
+        config = folder / "config.json"
         script.require(config.is_file(), "env_id", f"be given where {config} is missing", env_id)
         env_id = json.loads(config.read_text())["options"]["env_id"]
     num_actions = script.AtariGames(env_id, 1, 0).num_actions
     try:
-        weights = torch.load(file, weights_only=True, map_location="cpu")
+        weights = storage.load_weights(path)
         hidden_size = len(weights["fc1.weight"])
     except FileNotFoundError:
         raise script.UserError(f"model must be a run folder or a model file, got {path}: no such file") from None
+    except storage.BrokenFile as error:
+        raise script.UserError(f"model must be a saved network, got {path}: {error}") from None
     except Exception as error:  # whatever a stranger's file makes the reader say
-        raise script.UserError(f"model must be a saved network, got {file}: {type(error).__name__}") from None
+        raise script.UserError(f"model must be a saved network, got {path}: {type(error).__name__}") from None
     network = network_class(num_actions, hidden_size)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise script.UserError(f"model must be a {script.ALGORITHM} network for {env_id}, got {file}: {reason}") from None
+        raise script.UserError(f"model must be a {script.ALGORITHM} network for {env_id}, got {path}: {reason}") from None
     return network, env_id
 
 
@@ -198,7 +178,7 @@ def run(script, network_class, make_policy) -> None:
         result = statistics([row["return"] for row in rows])
         spread = "" if result["std"] is None else f", std {result['std']:.1f}, 95 % interval {np.round(result['ci95'], 1)}"
         print(f"{args.model}: {result['n']} games of {env_id}, mean return {result['mean']:.1f}{spread}; games in {out}")
-        sizes = storage_bytes(network.state_dict()).items()
+        sizes = storage.storage_bytes(network.state_dict()).items()
         print("bytes on disk: " + ", ".join(f"{size:,} as {name}" for name, size in sizes))
         if args.capture_video:
             score = record_video(policy, env_id, script.atari_spec(env_id), args.seed, out.with_suffix(".mp4"))

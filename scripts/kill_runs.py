@@ -22,7 +22,7 @@ from typing import Literal
 import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ("model.pt", "eval.csv", "curves.csv")
+RESULTS = ("model.pt", "model_packed.npz", "eval.csv", "curves.csv")
 SIZES = {"dqn": ["--total-timesteps=12000", "--learning-starts=1000", "--buffer-size=6000"], "ppo": ["--total-timesteps=32768"]}
 
 

@@ -1,5 +1,6 @@
 """Whole games of a saved model: which games count, their statistics, bytes on disk, multiply-adds, and the command line."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from evals import dqn_eval, games, ppo_eval
+from evals import dqn_eval, games, ppo_eval, storage
 from tests.conftest import SCRIPTS, rows, weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,27 +79,6 @@ def test_ppo_samples_the_softmax_of_its_logits_and_takes_the_best_action_when_gr
 
 
 # --------------------------------------------------------------------------------------------------- what a network costs
-@pytest.mark.parametrize("rate", [0.0, 0.5, 0.8, 0.95])
-@both
-def test_bytes_of_each_format_are_what_its_values_and_indices_add_up_to(algorithm, rate):
-    network, script = NETWORKS[algorithm](6), SCRIPTS[algorithm]
-    tensors = script.prunable(network)
-    for name, mask in script.make_masks(tensors, "random", rate, "layer", 0).items():
-        tensors[name].mul_(mask)
-    expected = dict.fromkeys(("dense", "coo", "csr_int64", "csr_int32"), 0)
-    for t in tensors.values():
-        nonzero, total = int(t.count_nonzero()), t.numel()
-        vector = 4 * total
-        expected["dense"] += 4 * total
-        expected["coo"] += nonzero * (8 * t.dim() + 4) if t.dim() > 1 else vector
-        expected["csr_int64"] += nonzero * (8 + 4) + 8 * (len(t) + 1) if t.dim() > 1 else vector
-        expected["csr_int32"] += nonzero * (4 + 4) + 4 * (len(t) + 1) if t.dim() > 1 else vector
-    sizes = games.storage_bytes(network.state_dict())
-    assert sizes.keys() == expected.keys()
-    for name, size in sizes.items():
-        assert 0 < size - expected[name] < 12_000  # the archive around the tensors
-
-
 def test_multiply_adds_are_counted_by_hand():
     # 20*20 * 32*4*8*8 + 9*9 * 64*32*4*4 + 7*7 * 64*64*3*3 + 3136*512 + 512*6
     dense = 3_276_800 + 2_654_208 + 1_806_336 + 1_605_632 + 3_072
@@ -127,7 +107,26 @@ def test_the_evaluator_plays_a_saved_model_prints_its_interval_and_writes_its_ga
     assert [row["episode"] for row in played] == ["0", "1", "2"] and list(tmp_path.iterdir()) == [tmp_path / "games.csv"]
     told = games.statistics([float(row["return"]) for row in played])
     assert f"3 games of {ENV_ID}, mean return {told['mean']:.1f}, std {told['std']:.1f}, 95 % interval [" in done.stdout
-    assert f"{games.storage_bytes(weights(folder))['coo']:,} as coo" in done.stdout
+    assert f"{storage.storage_bytes(weights(folder))['coo']:,} as coo" in done.stdout
+
+
+@both
+def test_the_packed_file_plays_the_same_games_as_model_pt_score_for_score(algorithm, small_run, monkeypatch, tmp_path, capsys):
+    folder, played = small_run(algorithm, prune_type="l1", prune_rate=0.5), []
+    for name in ("model.pt", "model_packed.npz"):
+        evaluator(algorithm, monkeypatch, folder / name, "--eval-episodes=3", f"--out={tmp_path / 'games.csv'}")
+        played.append(rows(tmp_path / "games.csv"))
+    assert played[0] == played[1] and len(played[0]) == 3
+    shutil.copy(folder / "config.json", tmp_path)
+    shutil.copy(folder / "model_packed.npz", tmp_path)  # a folder that has no other model
+    evaluator(algorithm, monkeypatch, tmp_path, "--eval-episodes=3", f"--out={tmp_path / 'games.csv'}")
+    assert rows(tmp_path / "games.csv") == played[0]
+    with open(tmp_path / "model_packed.npz", "r+b") as file:
+        file.truncate(1000)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        evaluator(algorithm, monkeypatch, tmp_path / "model_packed.npz", "--eval-episodes=3")
+    assert stopped.value.code == 2 and "cut short, altered, or no packed model" in capsys.readouterr().err
 
 
 def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays_as_it_is(small_run, monkeypatch, capsys):

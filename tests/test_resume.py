@@ -57,15 +57,21 @@ def test_a_fork_ends_in_the_same_bits_as_a_run_from_scratch_and_trains_half_the_
 
 
 @both
-def test_a_a_arms_differ_by_their_fork_seed_alone(small_run, algorithm):
-    dense = small_run(algorithm, prune_type="none")
+def test_a_a_arms_differ_by_their_fork_seed_alone_and_a_fork_made_on_another_machine_says_so(
+    small_run, algorithm, tmp_path, capsys
+):
+    dense, elsewhere = small_run(algorithm, prune_type="none"), tmp_path / "dense"
+    shutil.copytree(dense, elsewhere)
+    config = json.loads((dense / "config.json").read_text())
+    (elsewhere / "config.json").write_text(json.dumps(config | {"device_name": "an abacus"}))
     forks = [
-        small_run(algorithm, name=name, prune_type="none", fork_from=str(dense), fork_seed=seed)
-        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+        small_run(algorithm, name=name, prune_type="none", fork_from=str(parent), fork_seed=seed)
+        for name, parent, seed in (("one", dense, 1), ("other", dense, 2), ("same", elsewhere, 1))
     ]
-    assert same_bits(forks[0], forks[1]) and bits(forks[0])["model.pt"] != bits(forks[2])["model.pt"]
+    assert same_bits(forks[0], forks[2]) and bits(forks[0])["model.pt"] != bits(forks[1])["model.pt"]
+    assert capsys.readouterr().err.count("its checkpoint was made on an abacus, this is ") == 1
     before = [row for row in rows(dense / "curves.csv") if int(row["global_step"]) < SMALL[algorithm]["total_timesteps"] // 2]
-    assert rows(forks[2] / "curves.csv")[: len(before)] == before and summary(forks[2])["arm"] == "none-fork2"
+    assert rows(forks[1] / "curves.csv")[: len(before)] == before and summary(forks[1])["arm"] == "none-fork2"
 
 
 @both

@@ -1,0 +1,123 @@
+"""What a pruned network costs in each form: all compute the same, and the table says what is measured."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from evals import efficiency
+from tests.conftest import SCRIPTS, summary, weights
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = {"dqn": SCRIPTS["dqn"].QNetwork, "ppo": SCRIPTS["ppo"].Agent}
+both = pytest.mark.parametrize("algorithm", NETWORKS)
+
+
+def outputs(network: torch.nn.Module) -> torch.Tensor:
+    obs = torch.randint(256, (5, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        out = network(obs)
+    return torch.cat([out[0], out[1][:, None]], 1) if isinstance(out, tuple) else out
+
+
+def some_network(algorithm: str) -> torch.nn.Module:
+    """With biases that count (PPO's are born 0) and heads of a size that shows a difference."""
+    network = NETWORKS[algorithm](6, hidden_size=64)
+    for name, p in network.named_parameters():
+        p.data.normal_(std=0.05 if p.dim() > 1 else 0.5, generator=torch.Generator().manual_seed(len(name)))
+    return network
+
+
+@both
+def test_csr_layers_compute_what_the_dense_ones_do(algorithm):
+    network = some_network(algorithm)
+    network.fc1.weight.data *= torch.rand(64, 3136) < 0.2
+    sparse = efficiency.with_csr(network)
+    assert sparse.fc1.weight.layout == torch.sparse_csr and sparse.fc1.weight.col_indices().dtype == torch.int32
+    torch.testing.assert_close(outputs(sparse), outputs(network))
+    # 3136 * 64 entries: a value and an index, 4 bytes each, where they are not zero, and 65 row pointers
+    nonzero = int(network.fc1.weight.count_nonzero())
+    assert efficiency.resident_bytes(sparse.fc1.weight) == 8 * nonzero + 4 * 65
+
+
+@both
+def test_removing_dead_units_changes_no_output_and_removes_those_that_their_removal_leaves_dead(algorithm):
+    network = some_network(algorithm)
+    with torch.no_grad():
+        network.conv1.weight[[0, 31]] = 0  # no input: constants relu(bias)
+        network.conv2.weight[:, 1] = 0  # nobody reads channel 1 of conv1
+        network.fc1.weight.view(64, 64, 49)[:, 3] = 0  # nobody reads channel 3 of conv3 ...
+        network.conv3.weight[[i for i in range(64) if i != 3], 5] = 0  # ... which alone reads channel 5 of conv2
+        network.fc1.weight[7] = 0
+    smaller = efficiency.without_dead_units(network)
+    assert [len(layer.weight) for layer in (smaller.conv1, smaller.conv2, smaller.conv3, smaller.fc1)] == [29, 63, 63, 63]
+    torch.testing.assert_close(outputs(smaller), outputs(network))
+    assert len(network.conv1.weight) == 32 and not torch.equal(outputs(network), 0 * outputs(network))
+
+
+@both
+def test_a_network_without_dead_units_stays_as_it_is_and_an_empty_layer_keeps_one_unit(algorithm):
+    network = some_network(algorithm)
+    untouched = efficiency.without_dead_units(network)
+    assert all(torch.equal(a, b) for a, b in zip(untouched.parameters(), network.parameters(), strict=True))
+    emptied = copy.deepcopy(network)
+    emptied.conv2.weight.data.zero_()
+    smaller = efficiency.without_dead_units(emptied)
+    assert [len(layer.weight) for layer in (smaller.conv1, smaller.conv2)] == [1, 1]
+    torch.testing.assert_close(outputs(smaller), outputs(emptied))
+
+
+def test_the_table_measures_every_form_of_a_run_and_its_csv_draws_the_same_figure_again(small_run, tmp_path):
+    folders = [small_run("ppo", prune_type=kind, **rate) for kind, rate in (("none", {}), ("l1", {"prune_rate": 0.5}))]
+    call = [sys.executable, str(ROOT / "evals" / "efficiency.py")]
+    words = ["--calls=10", f"--csv={tmp_path / 'a.csv'}", f"--figure={tmp_path / 'a.png'}"]
+    done = subprocess.run([*call, *map(str, folders), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "a.csv")
+    assert table.form.tolist() == ["dense", "packed", "csr", "without_dead_units"] * 2
+    assert table.arm.tolist() == ["none"] * 4 + ["l1-0.5"] * 4
+    for folder, (_, rows) in zip(folders, table.groupby("arm", sort=False), strict=True):
+        told, row = summary(folder), rows.set_index("form").to_dict("index")
+        assert row["packed"]["file_bytes"] == (folder / "model_packed.npz").stat().st_size
+        assert abs(row["dense"]["file_bytes"] - told["disk"]["dense"]) < 1000  # the names in the archive differ in length
+        assert {name: row["dense"][f"{name}_bytes"] for name in told["disk"]} == told["disk"]
+        assert row["dense"]["resident_bytes"] == row["packed"]["resident_bytes"] == told["resident_bytes"]
+        assert row["dense"]["multiply_adds"] == told["multiply_adds"]["dense"]
+        linear = sum(int(t.count_nonzero()) for name, t in weights(folder).items() if t.dim() == 2)
+        assert row["csr"]["multiply_adds"] == 3_276_800 + 2_654_208 + 1_806_336 + linear
+        timed = [column for column in table if column.startswith("us_") and "_q" not in column]
+        assert {column.split("x")[0] for column in timed} == {"us_1", "us_64"}
+        for form in ("dense", "csr", "without_dead_units"):
+            assert all(0 < row[form][f"{c}_q25"] <= row[form][c] <= row[form][f"{c}_q75"] for c in timed)
+    again = subprocess.run([*call, str(tmp_path / "a.csv"), f"--figure={tmp_path / 'b.png'}"], capture_output=True, text=True)
+    assert again.stdout == done.stdout and (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--calls=5"], "--calls must be at least 10, got 5"),
+        ([], "--runs must be folders of finished runs, or CSV files, got "),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(words, says, tmp_path):
+    call = [sys.executable, str(ROOT / "evals" / "efficiency.py"), str(tmp_path), *words]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and says in done.stderr and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs 2:4 on a GPU")
+def test_two_of_four_computes_what_its_dense_weights_do():
+    network = NETWORKS["dqn"](6).cuda()
+    sparse = efficiency.with_two_of_four(network)
+    dense = copy.deepcopy(network)
+    dense.fc1.weight.data = sparse.fc1.weight.detach().to_dense().float()
+    assert int((dense.fc1.weight.view(-1, 4) != 0).sum(1).max()) == 2
+    obs = torch.randint(256, (64, 4, 84, 84), dtype=torch.uint8, device="cuda")
+    with torch.no_grad(), torch.autocast("cuda", torch.float16):
+        torch.testing.assert_close(sparse(obs), dense(obs), rtol=1e-2, atol=1e-2)
