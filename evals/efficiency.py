@@ -39,7 +39,7 @@ SIZES.remove("dense")
 @dataclass
 class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """run folders, or CSV files that --csv wrote"""
+    """run folders, or CSV files that --csv wrote; at least one"""
     calls: int = 200
     """timed forward passes of each form, batch size and number of threads, at least 10; all forms in turn"""
     cuda: bool = True
@@ -238,28 +238,41 @@ def figure(rows: pd.DataFrame, path: Path) -> None:
     plt.savefig(path, dpi=150)
 
 
+def read(path: Path, args: Args) -> list[dict]:
+    """The rows of a run folder, measured, or of a CSV file that --csv wrote."""
+    if (path / "summary.json").is_file():
+        return measure(path, args)
+    rows = pd.read_csv(path).to_dict("records") if path.is_file() and path.suffix == ".csv" else [{}]
+    if not all({"form", "sparsity", "packed_bytes"} <= row.keys() for row in rows):
+        raise ValueError(f"runs must be folders of finished runs, or CSV files of --csv, got {path}")
+    return rows
+
+
 def main(args: Args) -> None:
-    script = importlib.import_module("ppo_atari_prune")
-    try:
-        script.require(args.calls >= ROUNDS, "calls", f"be at least {ROUNDS}", args.calls)
-        rows = []
-        for path in args.runs:
-            if path.suffix == ".csv":
-                rows += pd.read_csv(path).to_dict("records")
-            else:
-                script.require((path / "summary.json").is_file(), "runs", "be folders of finished runs, or CSV files", path)
-                rows += measure(path, args)
-            print(f"measured {path}", file=sys.stderr)
-        frame = pd.DataFrame(rows)
-        print(table(frame))
-        if args.csv:
-            frame.to_csv(args.csv, index=False)
-        if args.figure:
-            figure(frame, args.figure)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if not args.runs:
+        raise ValueError("runs must be at least one run folder or CSV file, got none")
+    if args.calls < ROUNDS:
+        raise ValueError(f"--calls must be at least {ROUNDS}, got {args.calls}")
+    for option, out in (("csv", args.csv), ("figure", args.figure)):  # not after minutes of measuring
+        if out and not os.access(out.parent, os.W_OK | os.X_OK):
+            raise ValueError(f"--{option} must lie in a folder that can be written, got {out}")
+    if args.figure and args.figure.suffix not in (".png", ".svg"):
+        raise ValueError(f"--figure must end in .png or .svg, got {args.figure}")
+    rows = []
+    for path in args.runs:
+        rows += read(path, args)
+        print(f"read {path}", file=sys.stderr)
+    frame = pd.DataFrame(rows)
+    print(table(frame))
+    if args.csv:
+        frame.to_csv(args.csv, index=False)
+    if args.figure:
+        figure(frame, args.figure)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -101,12 +101,17 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_draws_the_same_figur
     ("words", "says"),
     [
         (["--calls=5"], "--calls must be at least 10, got 5"),
-        ([], "--runs must be folders of finished runs, or CSV files, got "),
+        (["--csv=nowhere/a.csv"], "--csv must lie in a folder that can be written, got nowhere/a.csv"),
+        (["--figure=a.doc"], "--figure must end in .png or .svg, got a.doc"),
+        ([], "runs must be folders of finished runs, or CSV files of --csv, got "),
+        (["strange.csv"], "runs must be folders of finished runs, or CSV files of --csv, got strange.csv"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line(words, says, tmp_path):
-    call = [sys.executable, str(ROOT / "evals" / "efficiency.py"), str(tmp_path), *words]
-    done = subprocess.run(call, capture_output=True, text=True)
+def test_what_cannot_be_measured_is_refused_in_one_line_before_anything_is(words, says, tmp_path):
+    (tmp_path / "strange.csv").write_text("a,b\n1,2\n")
+    words = words if words == ["strange.csv"] else [str(tmp_path), *words]
+    call = [sys.executable, str(ROOT / "evals" / "efficiency.py"), *words]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and says in done.stderr and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
 
