@@ -1,5 +1,6 @@
 """The shell files, the table that quickstart prints, and what quickstart does when a training fails."""
 
+import gzip
 import json
 import os
 import shlex
@@ -179,3 +180,17 @@ def test_no_finished_run_is_an_error_with_exit_code_2(make_run, monkeypatch, cap
     captured = capsys.readouterr()
     assert "error: no finished run" in captured.err
     assert captured.out == "".join(f"unfinished, no summary.json: {name}\n" for name in names)
+
+
+# ---------------------------------------------------------------------------------------------------------------- collect
+def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_that_is_not_finished(small_run, tmp_path):
+    run, unfinished = small_run("ppo", prune_type="none"), tmp_path / "half"
+    unfinished.mkdir()
+    for study in ("one", "two"):
+        done = bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / study), str(run), str(unfinished))
+        assert done.returncode == 0 and done.stderr == f"not finished: {unfinished}\n"
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / study / run.name).iterdir()} for study in ("one", "two"))
+    assert one == two and one.keys() == {"config.json", "summary.json", "eval.csv", "curves.csv.gz"}
+    assert gzip.decompress(one.pop("curves.csv.gz")) == (run / "curves.csv").read_bytes()
+    assert all(data == (run / name).read_bytes() for name, data in one.items())
+    assert not (tmp_path / "one" / "half").exists() and bash(str(ROOT / "scripts" / "collect.sh")).returncode == 2
