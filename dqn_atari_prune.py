@@ -790,10 +790,24 @@ def wandb_rows(folder: Path, before: int = 0) -> int:
     return wandb_rows(folder, found)
 
 
-def start_wandb(args, folder: Path, config: dict):
-    """Start the W&B run of this folder; without a key or a network it is written offline, for `wandb sync` later."""
+def init_wandb(**options):
+    """Start a W&B run; without a key or a network it is written offline, for scripts/sync_wandb.sh later."""
     import wandb
 
+    settings = wandb.Settings(init_timeout=20, finish_timeout=60, x_transaction_log_flush_interval=1)
+    try:
+        # a start without a key would ask for one and wait; this only looks whether there is one
+        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
+            raise wandb.errors.UsageError("no API key")
+        return wandb.init(settings=settings, **options)
+    except (wandb.errors.UsageError, wandb.errors.CommError) as error:
+        wandb.teardown()  # without it the next init says that the run id is in use
+        print(f"W&B is out of reach ({error}): logging offline, `wandb sync` later", file=sys.stderr)
+        return wandb.init(settings=settings, mode="offline", **options)
+
+
+def start_wandb(args, folder: Path, config: dict):
+    """Start the W&B run of this folder."""
     # made once and kept: two machines must not merge, and an id that was deleted on the server stays blocked
     if not (folder / "wandb_id").exists():
         write_atomically(folder / "wandb_id", f"{folder.name[:100]}-{secrets.token_hex(3)}".encode())
@@ -802,16 +816,7 @@ def start_wandb(args, folder: Path, config: dict):
     options |= {"group": f"{args.env_id}__{ALGORITHM}__{arm(args)['arm']}", "job_type": "train", "dir": str(folder)}
     options |= {"tags": [args.env_id, ALGORITHM, args.prune_type], "resume": "allow"}
     options["config"] = config["options"] | config["resolved"] | arm(args) | {"device_name": config["device_name"]}
-    settings = wandb.Settings(init_timeout=20, finish_timeout=60, x_transaction_log_flush_interval=1)
-    try:
-        # a start without a key would ask for one and wait; this only looks whether there is one
-        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
-            raise wandb.errors.UsageError("no API key")
-        run = wandb.init(settings=settings, **options)
-    except (wandb.errors.UsageError, wandb.errors.CommError) as error:
-        wandb.teardown()  # without it the next init says that the run id is in use
-        print(f"W&B is out of reach ({error}): logging offline, `wandb sync` later", file=sys.stderr)
-        run = wandb.init(settings=settings, mode="offline", **options)
+    run = init_wandb(**options)
     run.define_metric("global_step")
     run.define_metric("*", step_metric="global_step")
     return run
