@@ -13,6 +13,7 @@ import pandas as pd
 
 MOMENTS = {"before_prune": "return before the cut", "after_prune": "return right after", "final": "return at the end"}
 FORMATS = {"dense": "bytes, dense", "coo": "bytes, COO", "csr_int64": "bytes, CSR int64", "csr_int32": "bytes, CSR int32"}
+FORMATS |= {"packed": "bytes, packed"}
 
 
 def score(moment: dict | None) -> str:

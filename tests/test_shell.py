@@ -106,7 +106,7 @@ SUMMARY = {
         "after_prune": {"n": 3, "mean": 90.0, "std": 0.0, "ci95": [90.0, 90.0]},
         "final": {"n": 1, "mean": 155.0, "std": None, "ci95": None},
     },
-    "disk": {"dense": 4000, "coo": 10000, "csr_int64": 9000, "csr_int32": 6500},
+    "disk": {"dense": 4000, "coo": 10000, "csr_int64": 9000, "csr_int32": 6500, "packed": 3000},
     "time": {"agent_steps_per_second_while_learning": 612.4},
 }
 
@@ -146,6 +146,7 @@ def test_the_table_shows_what_the_summary_says(make_run, monkeypatch, capsys):
         "bytes, COO": "10,000 (2.50x)",
         "bytes, CSR int64": "9,000 (2.25x)",
         "bytes, CSR int32": "6,500 (1.62x)",
+        "bytes, packed": "3,000 (0.75x)",
         "agent steps a second": "612",
     }
 
@@ -163,7 +164,8 @@ def test_what_a_run_did_not_measure_is_a_dash_and_no_number(make_run, monkeypatc
     lines = printed_table(monkeypatch, capsys, run).splitlines()
     dashes = [line.rsplit("  ", 1)[0].strip() for line in lines[1:-1] if line.split()[-1] == "-"]
     unmeasured = ["games a moment", "return before the cut", "return right after", "return at the end"]
-    assert dashes == [*unmeasured, "bytes, COO", "bytes, CSR int64", "bytes, CSR int32", "agent steps a second"]
+    formats = ["bytes, COO", "bytes, CSR int64", "bytes, CSR int32", "bytes, packed"]
+    assert dashes == [*unmeasured, *formats, "agent steps a second"]
 
 
 def test_a_run_without_a_summary_is_named_as_unfinished_beside_those_that_have_one(make_run, monkeypatch, capsys):
