@@ -77,7 +77,7 @@ class Args:
     capture_video: bool = False
     """record one game of the final network as an mp4 in the run folder"""
     save_model: bool = True
-    """keep the weights at the end: model.pt and model_packed.npz"""
+    """keep the weights at the end: model.pt and, where evals/ is beside the script, model_packed.npz"""
     runs_dir: str = "runs"
     """folder that holds the run folders"""
     run_name: str | None = None
@@ -804,7 +804,7 @@ def init_wandb(**options):
         return wandb.init(settings=settings, **options)
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         wandb.teardown()  # without it the next init says that the run id is in use
-        print(f"W&B is out of reach ({error}): logging offline, `wandb sync` later", file=sys.stderr)
+        print(f"W&B is out of reach ({error}): offline; scripts/sync_wandb.sh {options['dir']} later", file=sys.stderr)
         return wandb.init(settings=settings, mode="offline", **options)
 
 

@@ -10,7 +10,6 @@ of it. On a GPU also `2:4`, fc1 in half precision with the two largest of each f
 """
 
 import copy
-import importlib
 import json
 import os
 import sys
@@ -26,14 +25,19 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from matplotlib.ticker import LogLocator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import dqn_atari_prune
+import ppo_atari_prune
 from evals import games, storage
 
 BATCHES = (1, 64)
 ROUNDS = 10
-SIZES = [*storage.FORMATS, "zlib_of_dense", "zstd_of_dense", "packed"]
-SIZES.remove("dense")
+SIZES = [*list(storage.FORMATS)[1:], "zlib_of_dense", "zstd_of_dense", "packed"]
+NETWORKS = {"dqn": (dqn_atari_prune, dqn_atari_prune.QNetwork), "ppo": (ppo_atari_prune, ppo_atari_prune.Agent)}
+COLOURS = {("dqn", "dense"): "grey", ("dqn", "csr"): "tab:orange", ("ppo", "dense"): "black", ("ppo", "csr"): "tab:blue"}
+COLUMNS = {"algorithm", "arm", "prune_type", "sparsity", "form", "device", *(f"{name}_bytes" for name in SIZES), "dense_bytes"}
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """run folders, or CSV files that --csv wrote; at least one"""
     calls: int = 200
-    """timed forward passes of each form, batch size and number of threads, at least 10; all forms in turn"""
+    """timed forward passes of each form, batch size and number of threads, a multiple of 10; all forms in turn"""
     cuda: bool = True
     """measure on the GPU where there is one"""
     csv: Path | None = None
@@ -55,7 +59,8 @@ class CSRLinear(nn.Module):
 
     def __init__(self, dense: nn.Linear):
         super().__init__()
-        self.bias, self.weight = dense.bias.detach(), storage.csr(dense.weight.detach(), torch.int32)
+        self.register_buffer("bias", dense.bias.detach())
+        self.register_buffer("weight", storage.csr(dense.weight.detach(), torch.int32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.addmm(self.bias[:, None], self.weight, x.t()).t()
@@ -149,36 +154,40 @@ def latencies(forms: dict[str, nn.Module], batch: int, calls: int, device: torch
 
 def measure(folder: Path, args: Args) -> list[dict]:
     """A row for each form of the network of a run folder."""
-    script = importlib.import_module(f"{json.loads((folder / 'config.json').read_text())['algorithm']}_atari_prune")
-    summary = json.loads((folder / "summary.json").read_text())
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        keys = ("algorithm", "env_id", "arm", "prune_type", "effective_prune_rate", "seed", "sparsity")
+        row = {key: summary[key] for key in keys}
+        script, network_class = NETWORKS[row["algorithm"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/summary.json is not that of a run ({type(error).__name__}: {error})") from None
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    network, _ = games.load(script, script.Agent if summary["algorithm"] == "ppo" else script.QNetwork, folder, None)
-    keys = ("algorithm", "env_id", "arm", "prune_type", "effective_prune_rate", "seed", "sparsity")
-    told = {key: summary[key] for key in keys} | {"device": "CPU"}
-    told |= {f"{name}_bytes": size for name, size in storage.storage_bytes(network.state_dict()).items()}
+    network, _ = games.load(script, network_class, folder, None)
+    row |= {"device": script.device_name(device.type), "torch": torch.__version__}
+    row |= {f"{name}_bytes": size for name, size in storage.storage_bytes(network.state_dict()).items()}
+    network = network.to(device)
     forms = {"dense": network, "csr": with_csr(network), "without_dead_units": without_dead_units(network)}
-    forms = {name: form.to(device) for name, form in forms.items()}
-    if device.type == "cuda":
-        told["device"] = torch.cuda.get_device_name()
-        if torch.cuda.get_device_capability() >= (8, 0):
-            forms |= {"dense, fp16": forms["dense"], "2:4, fp16": with_two_of_four(forms["dense"])}
-    rows = {name: told | {"form": name} for name in ("dense", "packed", *list(forms)[1:])}
+    rows = {name: row | {"form": name, "precision": "fp32"} for name in ("dense", "packed", "csr", "without_dead_units")}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, row in rows.items():
-            weights, file = tensors(forms["dense" if name == "packed" else name]), Path(scratch) / name
+        for name, told in rows.items():
+            form = forms["dense" if name == "packed" else name]
+            weights, file = {key: t.cpu() for key, t in tensors(form).items()}, Path(scratch) / name
             if name == "packed":
                 file = file.with_suffix(".npz")
                 file.write_bytes(storage.pack(weights))
             else:
                 torch.save(weights, file)
-            row |= {
+            told |= {
                 "file_bytes": file.stat().st_size,
                 "load_ms": milliseconds(lambda file=file: storage.load_weights(file), 20),
             }
-            row["resident_bytes"] = sum(map(resident_bytes, weights.values()))
-            row["multiply_adds"] = games.multiply_adds(forms["dense" if name == "packed" else name])["dense"]
-            row["multiply_adds"] += sum(t.values().numel() for t in weights.values() if t.layout == torch.sparse_csr)
-            row["units"] = sum(len(t) for key, t in weights.items() if key.endswith("bias"))
+            told["resident_bytes"] = sum(map(resident_bytes, weights.values()))
+            told["multiply_adds"] = games.multiply_adds(form)["dense"]
+            told["multiply_adds"] += sum(t.values().numel() for t in weights.values() if t.layout == torch.sparse_csr)
+            told["units"] = sum(len(t) for key, t in weights.items() if key.endswith("bias"))
+    if device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0) and len(network.fc1.weight) % 64 == 0:
+        forms |= {"dense, fp16": network, "2:4, fp16": with_two_of_four(network)}  # timed only
+        rows |= {name: row | {"form": name, "precision": "fp16"} for name in ("dense, fp16", "2:4, fp16")}
     for threads in sorted({1, len(os.sched_getaffinity(0))} if device.type == "cpu" else {1}):
         torch.set_num_threads(threads)
         for batch in BATCHES:
@@ -188,53 +197,88 @@ def measure(folder: Path, args: Args) -> list[dict]:
     return list(rows.values())
 
 
+def timed(rows: pd.DataFrame) -> dict[str, str]:
+    """The columns of median latencies, and what to call them."""
+    columns = [c.removeprefix("us_").split("x") for c in rows if c.startswith("us_") and "_q" not in c]
+    return {f"us_{batch}x{n}": f"batch {batch}, {n} thread{'s' * (n != '1')}" for batch, n in columns}
+
+
 def table(rows: pd.DataFrame) -> str:
     """The rows as Markdown: sizes in kB, latencies as medians with their quartiles in microseconds."""
-    shown = pd.DataFrame(
-        {"run": rows.algorithm + " " + rows.arm, "sparsity": rows.sparsity.map("{:.2f}".format), "form": rows.form}
-    )
-    shown["file, kB"], shown["memory, kB"] = (
-        (rows[f"{name}_bytes"] / 1e3).map("{:,.0f}".format) for name in ("file", "resident")
-    )
-    shown["load, ms"], shown["units"] = rows.load_ms.map("{:.1f}".format), rows.units
-    shown["multiply-adds, millions"] = (rows.multiply_adds / 1e6).map("{:.2f}".format)
-    for column in (c for c in rows if c.startswith("us_") and "_q" not in c):
-        batch, threads = column.removeprefix("us_").split("x")
-        cells = rows[[column, f"{column}_q25", f"{column}_q75"]].itertuples(index=False)
-        shown[f"us, batch {batch}, {threads} threads"] = [
-            "" if pd.isna(a) else f"{a:.0f} ({b:.0f}-{c:.0f})" for a, b, c in cells
-        ]
-    lines = [list(shown.columns), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+    def cells(name: str, spec: str, scale: float = 1) -> list[str]:
+        return ["" if pd.isna(x) else format(x / scale, spec) for x in rows[name]]
+
+    shown = {"run": rows.algorithm + " " + rows.arm, "sparsity": cells("sparsity", ".2f"), "form": rows.form}
+    shown |= {f"{name}, kB": cells(f"{key}_bytes", ",.0f", 1e3) for key, name in (("file", "file"), ("resident", "memory"))}
+    shown |= {"load, ms": cells("load_ms", ".1f"), "units": cells("units", ".0f")}
+    shown["multiply-adds, millions"] = cells("multiply_adds", ".2f", 1e6)
+    for column, name in timed(rows).items():
+        parts = [cells(f"{column}{q}", ".0f") for q in ("", "_q25", "_q75")]
+        shown[f"us, {name}"] = [f"{a} ({b}-{c})" if a else "" for a, b, c in zip(*parts, strict=True)]
+    lines = [list(shown), ["---"] * len(shown), *pd.DataFrame(shown).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def crossing(sparsity, ratios) -> float | None:
+    """The sparsity from which on a ratio stays below 1, in straight lines between those measured; None if it ends above."""
+    sparsity, ratios = np.asarray(sparsity), np.asarray(ratios)
+    above = np.flatnonzero(ratios >= 1)
+    if not len(above):
+        return float(sparsity[0])
+    if above[-1] == len(ratios) - 1:
+        return None
+    (s0, s1), (r0, r1) = sparsity[above[-1] :][:2], ratios[above[-1] :][:2]
+    return float(s0 + (s1 - s0) * (r0 - 1) / (r0 - r1))
+
+
+def crossings(rows: pd.DataFrame) -> list[str]:
+    """From which sparsity on each format is smaller than the dense file, and CSR layers are faster than dense ones."""
+    told, names = [], timed(rows)
+    for device, algorithm, kind, arms in curves(rows):
+        dense, csr = (arms[arms.form == form].groupby("sparsity").median(numeric_only=True) for form in ("dense", "csr"))
+        ratios = {f"file as {name}": dense[f"{name}_bytes"] / dense.dense_bytes for name in SIZES}
+        ratios |= {f"CSR, {name}": csr[column] / dense[column] for column, name in names.items() if dense[column].notna().all()}
+        for name, ratio in ratios.items():
+            least = crossing(dense.index, ratio)
+            verb = "smaller" if name.startswith("file") else "faster"
+            where = f"never {verb} up to {dense.index[-1]:.2f}" if least is None else f"{verb} from {least:.2f} on"
+            told.append(f"{algorithm}, {kind}, {device}: {name}: {where}")
+    return told
+
+
+def curves(rows: pd.DataFrame):
+    """Device, algorithm, criterion, and the rows of its arms with the unpruned ones."""
+    for (device, algorithm), part in rows.groupby(["device", "algorithm"], sort=False):
+        for kind in ("l1", "random"):
+            if (part.prune_type == kind).any():
+                yield device, algorithm, kind, part[part.prune_type.isin(["none", kind])]
 
 
 def figure(rows: pd.DataFrame, path: Path) -> None:
-    """Bytes of each format as shares of the dense file, and latency of dense and CSR form, against sparsity."""
-    latency = [c for c in rows if c.startswith("us_") and "_q" not in c]
-    _, axes = plt.subplots(1, 1 + len(latency), figsize=(4.2 * (1 + len(latency)), 4), layout="constrained")
-    dense = rows[rows.form == "dense"].sort_values("sparsity")
-    sizes = dense[dense.prune_type != "random"].groupby("sparsity").mean(numeric_only=True)
-    for marker, name in zip("svo^<>Pd", SIZES, strict=True):
-        axes[0].plot(sizes.index, sizes[f"{name}_bytes"] / sizes.dense_bytes, marker=marker, ms=4, label=name.replace("_", " "))
+    """Bytes of each format as shares of the dense file, and latency of dense and CSR layers, against sparsity."""
+    names, several = timed(rows), rows.device.nunique() > 1
+    figure, axes = plt.subplots(1, 1 + len(names), figsize=(4 * (1 + len(names)), 4.4), layout="constrained")
+    dense = rows[(rows.form == "dense") & (rows.prune_type != "random")].groupby("sparsity").mean(numeric_only=True)
+    fine = np.linspace(dense.index[0], dense.index[-1], 200)
+    for k, name in enumerate(SIZES):
+        shares = dense[f"{name}_bytes"] / dense.dense_bytes  # straight lines in bytes: bent ones on this axis
+        axes[0].plot(fine, np.interp(fine, dense.index, shares), color=f"C{k}", lw=1)
+        axes[0].plot(dense.index, shares, "svo^<>Pd"[k], color=f"C{k}", ms=4, label=name.replace("_", " "))
     axes[0].axhline(1, color="black", lw=0.8)
-    axes[0].set(yscale="log", ylabel="file, as a share of the dense file", xlabel="sparsity (l1)")
+    axes[0].set(yscale="log", title="file, as a share of the dense one", xlabel="sparsity")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].legend(fontsize=7)
-    for ax, column in zip(axes[1:], latency, strict=True):
-        batch, threads = column.removeprefix("us_").split("x")
-        for (algorithm, form), part in rows[rows.form.isin(["dense", "csr"])].groupby(["algorithm", "form"]):
-            for prune_type, line in (("l1", "-"), ("random", ":")):
-                arms = part[part.prune_type.isin(["none", prune_type])].sort_values("sparsity")
-                color = (
-                    {"dense": "black", "csr": "tab:blue"}[form]
-                    if algorithm == "ppo"
-                    else {"dense": "grey", "csr": "tab:orange"}[form]
-                )
-                ax.plot(
-                    arms.sparsity, arms[column], line, marker="o", ms=3, color=color, label=f"{algorithm} {form}, {prune_type}"
-                )
-        ax.set(title=f"batch {batch}, {threads} thread{'s' * (threads != '1')}", xlabel="sparsity", ylim=(0, None))
-        ax.set_ylabel("forward pass, us (median)")
-        ax.legend(fontsize=7)
+    for ax, (column, name) in zip(axes[1:], names.items(), strict=True):
+        for device, algorithm, kind, arms in curves(rows):
+            for form in ("dense", "csr"):
+                us = arms[arms.form == form].groupby("sparsity")[column].median()
+                style = {"color": COLOURS[algorithm, form], "ls": {"l1": "-", "random": ":"}[kind]}
+                label = f"{algorithm}, {form}, {kind}" + f", {device}" * several
+                ax.plot(us.index, us, marker={"l1": "o", "random": "x"}[kind], ms=4, label=label, **style)
+        ax.set(title=f"forward pass, us, {name}", xlabel="sparsity", ylim=(0, 1.1 * ax.get_ylim()[1]))
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=7)
     plt.savefig(path, dpi=150)
 
 
@@ -242,28 +286,30 @@ def read(path: Path, args: Args) -> list[dict]:
     """The rows of a run folder, measured, or of a CSV file that --csv wrote."""
     if (path / "summary.json").is_file():
         return measure(path, args)
-    rows = pd.read_csv(path).to_dict("records") if path.is_file() and path.suffix == ".csv" else [{}]
-    if not all({"form", "sparsity", "packed_bytes"} <= row.keys() for row in rows):
+    rows = pd.read_csv(path) if path.is_file() and path.suffix == ".csv" else pd.DataFrame()
+    if not len(rows) or not set(rows) >= COLUMNS or rows[list(COLUMNS)].isna().any(axis=None):
         raise ValueError(f"runs must be folders of finished runs, or CSV files of --csv, got {path}")
-    return rows
+    return rows.to_dict("records")
 
 
 def main(args: Args) -> None:
     if not args.runs:
         raise ValueError("runs must be at least one run folder or CSV file, got none")
-    if args.calls < ROUNDS:
-        raise ValueError(f"--calls must be at least {ROUNDS}, got {args.calls}")
+    if args.calls < ROUNDS or args.calls % ROUNDS:
+        raise ValueError(f"--calls must be a multiple of {ROUNDS}, at least that, got {args.calls}")
     for option, out in (("csv", args.csv), ("figure", args.figure)):  # not after minutes of measuring
-        if out and not os.access(out.parent, os.W_OK | os.X_OK):
-            raise ValueError(f"--{option} must lie in a folder that can be written, got {out}")
+        if out and (out.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK)):
+            raise ValueError(f"--{option} must be a file in a folder that can be written, got {out}")
     if args.figure and args.figure.suffix not in (".png", ".svg"):
         raise ValueError(f"--figure must end in .png or .svg, got {args.figure}")
+    if os.getloadavg()[0] > 0.5 and any(path.is_dir() for path in args.runs):
+        print(f"warning: other processes are at work (load {os.getloadavg()[0]:.1f}): latencies will show it", file=sys.stderr)
     rows = []
     for path in args.runs:
         rows += read(path, args)
         print(f"read {path}", file=sys.stderr)
     frame = pd.DataFrame(rows)
-    print(table(frame))
+    print(table(frame), *crossings(frame), sep="\n")
     if args.csv:
         frame.to_csv(args.csv, index=False)
     if args.figure:

@@ -133,19 +133,20 @@ def load(script, network_class, path: Path, env_id: str | None) -> tuple[nn.Modu
     num_actions = script.AtariGames(env_id, 1, 0).num_actions
     try:
         weights = storage.load_weights(path)
-        hidden_size = len(weights["fc1.weight"])
+        network = network_class(num_actions, len(weights["fc1.weight"]))
+        told, wanted = ({n: f"{t.dtype} {list(t.shape)}" for n, t in w.items()} for w in (weights, network.state_dict()))
     except FileNotFoundError:
         raise script.UserError(f"model must be a run folder or a model file, got {path}: no such file") from None
     except storage.BrokenFile as error:
         raise script.UserError(f"model must be a saved network, got {path}: {error}") from None
     except Exception as error:  # whatever a stranger's file makes the reader say
         raise script.UserError(f"model must be a saved network, got {path}: {type(error).__name__}") from None
-    network = network_class(num_actions, hidden_size)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise script.UserError(f"model must be a {script.ALGORITHM} network for {env_id}, got {path}: {reason}") from None
+    for name in wanted | told:
+        found, right = told.get(name, "missing"), wanted.get(name, "missing")
+        if found != right:
+            reason = f"{name} is {found}, not {right}"
+            raise script.UserError(f"model must be a {script.ALGORITHM} network for {env_id}, got {path}: {reason}")
+    network.load_state_dict(weights)
     return network, env_id
 
 

@@ -15,6 +15,8 @@ import zstandard
 
 Weights = dict[str, torch.Tensor]
 DIGEST = 64  # hexadecimal digits of SHA-256
+KINDS = ("float32", "float16", "bfloat16", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
+DTYPES = {kind: getattr(torch, kind) for kind in KINDS}
 
 
 class BrokenFile(ValueError):
@@ -22,7 +24,7 @@ class BrokenFile(ValueError):
 
 
 def pack(weights: Weights) -> bytes:
-    """Tensors of any type and shape as a compressed .npz: which entries are not +0.0, and the bytes of those.
+    """Tensors (types: DTYPES; any shape) as a compressed .npz: which entries are not +0.0, and the bytes of those.
 
     `header` holds names, types and shapes, `mask` a bit an entry, `values_<size>` the values of that many bytes: the first byte
     of all, then the second: the one with the exponent compresses, mantissas are noise. The archive's comment is the SHA-256 of
@@ -51,25 +53,22 @@ def unpack(data: bytes) -> Weights:
         raise BrokenFile("cut short, altered, or no packed model")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = dict(archive)
-        header = [
-            (name, torch.empty(0, dtype=getattr(torch, dtype)), shape)
-            for name, dtype, shape in json.loads(bytes(arrays["header"]))
-        ]
-        entries = sum(math.prod(shape) for *_, shape in header)
-        mask = np.unpackbits(arrays["mask"], count=entries).astype(bool)
-        values = {}
-        for size in {kind.element_size() for _, kind, _ in header}:
-            values[size] = arrays[f"values_{size}"].T.copy().view(f"<u{size}").reshape(-1)
+            header = [(name, DTYPES[kind], shape) for name, kind, shape in json.loads(bytes(archive["header"]))]
+            counts = {name: math.prod(shape) for name, _, shape in header}
+            entries, mask = sum(counts.values()), archive["mask"]
+            values = {size: archive[f"values_{size}"] for size in {kind.itemsize for _, kind, _ in header}}
+        if len(counts) != len(header) or mask.dtype != np.uint8 or len(mask) != -(-entries // 8):
+            raise ValueError("its header and mask do not fit each other")
+        mask = np.unpackbits(mask, count=entries).astype(bool)
         weights, here, used = {}, 0, dict.fromkeys(values, 0)
         for name, kind, shape in header:
-            size, chosen = kind.element_size(), mask[here : here + math.prod(shape)]
-            bits, count = np.zeros(len(chosen), f"<u{size}"), int(chosen.sum())
-            bits[chosen] = values[size][used[size] : used[size] + count]
-            weights[name] = torch.from_numpy(bits.view(np.uint8)).view(kind.dtype).reshape(shape)
-            here, used[size] = here + len(chosen), used[size] + count
-        if used != {size: len(kept) for size, kept in values.items()} or len(arrays["mask"]) != -(-entries // 8):
-            raise ValueError("its header, mask and values do not fit each other")
+            chosen = mask[here : here + counts[name]]
+            bits, count = np.zeros((len(chosen), kind.itemsize), np.uint8), int(chosen.sum())
+            bits[chosen] = values[kind.itemsize][:, used[kind.itemsize] : used[kind.itemsize] + count].T
+            weights[name] = torch.from_numpy(bits.reshape(-1)).view(kind).reshape(shape)
+            here, used[kind.itemsize] = here + len(chosen), used[kind.itemsize] + count
+        if {size: (size, count) for size, count in used.items()} != {size: kept.shape for size, kept in values.items()}:
+            raise ValueError("its mask and values do not fit each other")
     except Exception as error:  # whatever a stranger's file makes the readers say
         raise BrokenFile(f"no packed model ({type(error).__name__}: {error})") from None
     return weights

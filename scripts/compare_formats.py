@@ -1,7 +1,8 @@
 """Lossless formats for pruned weights, weighed: python scripts/compare_formats.py runs/NAME...
 
 How model_packed.npz came to be what it is. Needs `pip install blosc2 safetensors` besides requirements.txt. Prints bytes as
-shares of four bytes a value that is not zero and a bit an entry, a column a run folder.
+shares of four bytes a value that is not zero and a bit an entry, a column a run folder. compressed-tensors is not among them:
+0.20 has no format for unstructured sparsity any more, and what it had was a bitmask and raw values in safetensors.
 """
 
 import json
@@ -52,6 +53,8 @@ def weigh(folder: Path) -> dict[str, float]:
 if __name__ == "__main__":
     table = {}
     for folder in map(Path, sys.argv[1:]):
+        if not (folder / "summary.json").is_file():
+            sys.exit(f"error: RUN must be the folder of a finished run, got {folder}")
         told = json.loads((folder / "summary.json").read_text())
         table[f"{told['algorithm']} {told['arm']}"] = weigh(folder)
     print("| format | " + " | ".join(table) + " |\n" + "|---" * (len(table) + 1) + "|")

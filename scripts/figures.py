@@ -6,6 +6,7 @@ Rates are told apart by brightness, marker and dashes, criteria by colour, marke
 import math
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 
@@ -47,7 +48,7 @@ def a_facet_a_study(studies: list, height: float = 3.3, width: float = 5.2):
     for ax in axes.flat[len(studies) :]:
         ax.remove()
     for ax, study in zip(axes.flat, studies, strict=False):
-        ax.set_title(study.label)
+        ax.set_title(fill(study.label, 60))
     return figure, list(zip(studies, axes.flat, strict=False))
 
 
@@ -60,7 +61,7 @@ def a_row_a_study(studies: list, height: float):
         for ax in row[len(criteria) :]:
             ax.remove()
         for criterion, ax in zip(criteria, row, strict=False):
-            ax.set_title(f"{study.label}\n{criterion}")
+            ax.set_title(f"{fill(study.label, 60)}\n{criterion}")
         rows.append([(criterion, arms, ax) for (criterion, arms), ax in zip(criteria.items(), row, strict=False)])
     return figure, rows
 
@@ -230,7 +231,7 @@ def curves(study, styles: dict, tags: dict[str, str], out: Path, name: str, wind
                 ax.plot(x, mean_curve(arm, tag, window), **style)
             steps_axis(ax, study)
             ax.set_ylabel(label)
-        column[0].set_title(f"{study.label}\n{criterion}")
+        column[0].set_title(f"{fill(study.label, 60)}\n{criterion}")
     for row in axes:
         same_scale(list(row))
     below(figure)
@@ -282,7 +283,12 @@ def disk(studies: list, out: Path) -> None:
             elif name in by_formula:
                 label += f", smaller from {by_formula[name]:.2f} on, by formula"
             colour = next(colours)
-            ax.plot(sizes.index, sizes / 1e6, color=colour, ls=next(dashes), marker=next(markers), label=label)
+            line, marker, fine = next(dashes), next(markers), np.linspace(sizes.index[0], sizes.index[-1], GRID)
+            ax.plot(
+                fine, np.interp(fine, sizes.index, sizes / 1e6), color=colour, ls=line
+            )  # straight in bytes, bent on this axis
+            ax.plot(sizes.index, sizes / 1e6, color=colour, ls="none", marker=marker)
+            ax.plot([], [], color=colour, ls=line, marker=marker, label=label)
             if even:
                 ax.plot(even, dense / 1e6, "|", color=colour, ms=14, mew=2)
         ax.axhline(dense / 1e6, color="black", label="dense")
@@ -312,5 +318,5 @@ def speed(studies: list, out: Path) -> None:
                 with_interval(ax, x, paired.t_interval(values), values, style)
         labels = [arm.label for arm in study.arms]
         ax.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor")
-        ax.set(title=study.label, ylabel=label, ylim=(0, 1.1 * ax.get_ylim()[1]))
+        ax.set(title=fill(study.label, 60), ylabel=label, ylim=(0, 1.1 * ax.get_ylim()[1]))
     save(figure, out, "speed")

@@ -126,8 +126,9 @@ def recovery(steps: np.ndarray, returns: np.ndarray, cut: int, window: int) -> d
     """How the training return (games in the order of their ends, at agent steps) falls at the cut and comes back.
 
     level: mean of the last `window` games up to the cut. back: agent steps from the cut until the mean of the last `window`
-    games, all ended after the cut, is at the level again; inf where that is not within the run. area: level minus return,
-    times agent steps, from the cut until then or the end of the run's games. after: mean of all games ended after the cut.
+    games, all ended after the cut, is at the level again; inf where that is not within the run. area: between the level and
+    that moving mean (of fewer games at first), return times agent steps, from the cut until then or the end of the run's
+    games. after: mean of all games ended after the cut.
     """
     steps, returns = np.asarray(steps), np.asarray(returns, float)
     before, after, ends = returns[steps <= cut], returns[steps > cut], steps[steps > cut] - cut
@@ -135,9 +136,10 @@ def recovery(steps: np.ndarray, returns: np.ndarray, cut: int, window: int) -> d
     if len(before) < window or len(after) < window:
         return found
     level = before[-window:].mean()
-    means = np.convolve(after, np.ones(window) / window, "valid")
-    reached = np.flatnonzero(means >= level - 1e-9)
+    sums = np.cumsum(after)
+    means = (sums - np.concatenate([np.zeros(window), sums[:-window]])) / np.minimum(np.arange(1, len(after) + 1), window)
+    reached = np.flatnonzero(means[window - 1 :] >= level - 1e-9)
     games = reached[0] + window if len(reached) else len(after)
-    lasted = ends[games - 1]
-    back = lasted if len(reached) else np.inf
-    return found | {"level": level, "back": back, "area": (level - after[:games].mean()) * lasted}
+    back = ends[games - 1] if len(reached) else np.inf
+    area = ((level - means) * np.diff(ends, prepend=0))[:games].sum()
+    return found | {"level": level, "back": back, "area": area}

@@ -1,7 +1,7 @@
 """From run folders to conclusions: figures, tables, sentences and one self-contained page.
 
     python scripts/report.py runs/ --out report/
-    python scripts/report.py results/spaceinvaders --out report/ --track       # and to W&B, offline if it is out of reach
+    python scripts/report.py results/study --out report/ --track               # and to W&B, offline if it is out of reach
 
 Takes run folders and folders above them, finished runs and others, and names what it cannot use or compare. It writes
 index.html, the figures as PNG and SVG, the tables as Markdown and CSV, scores.npz for rliable, and conclusions.md.
@@ -58,7 +58,7 @@ class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """run folders, or folders that hold them at any depth"""
     out: Path = Path("report")
-    """folder to write: new, empty, or that of an earlier report, which is replaced"""
+    """folder to write: new, empty, or that of an earlier report, whose figures, tables and pages are all replaced"""
     window: int = 50
     """games of the moving mean of the training return, and logged rows of that of the losses, at least 1"""
     track: bool = False
@@ -140,7 +140,7 @@ COLUMNS = {
 VIEWS = {
     "returns": "study arm role seeds games before_prune after_prune final std final~ pairs difference difference~ "
     "difference_std change change~ p p_holm p_not_worse detectable detectable_change",
-    "trend": "study criterion role rates seeds slope slope~ change change~ p",
+    "trend": "study criterion role rates seeds slope slope~ change change~ p p_holm",
     "recovery": "study arm judged level back steps_until_back area area_share after after~ difference difference~",
     "aggregate": "studies arm games pairs iqm iqm~",
     "costs": "study arm seeds total zeros emptied disk_* resident_bytes multiply_adds_dense multiply_adds_nonzero "
@@ -180,13 +180,25 @@ def in_words(row: dict, name: str) -> str:
         return f"{name}: {middle:+.{digits}f} {unit} in one seed"
     least, most = f"{abs(low):.{digits}f} {unit}", f"{abs(high):.{digits}f} {unit}"
     told = f"{name}: {middle:+.{digits}f} {unit} (95 % interval {low:+.{digits}f} to {high:+.{digits}f})"
-    corrected = row["role"] == "exploratory" and row.get("p_holm", 0) >= 1 - paired.LEVEL
+    corrected = row["role"] == "exploratory" and row["p_holm"] >= 1 - paired.LEVEL
     seen = "by this interval alone, not after Holm's correction" if corrected else "is seen"
     if high < 0:
         return f"{told}; a loss of at least {most} {seen}, one above {least} is excluded"
     if low > 0:
         return f"{told}; a gain of at least {least} {seen}, one above {most} is excluded"
     return f"{told}; a loss above {least} is excluded, a smaller one is not"
+
+
+def verdict(row: dict) -> str:
+    """Whether the declared contrast excludes a loss of the margin."""
+    if row["pairs"] == 1:
+        return "one seed cannot tell"
+    if np.isnan(row["change_low"]):
+        return "of a return that may be 0 or below no share can be told"
+    if row["change_high"] < -MARGIN:
+        return "seen"
+    excluded = "excluded" if row["p_not_worse"] < (1 - paired.LEVEL) / 2 else "not excluded"
+    return f"{excluded} (one-sided p = {number(row['p_not_worse'], '.2g')})"
 
 
 def sentences(study: Study, rows: list[dict], trends: list[dict]) -> list[str]:
@@ -213,10 +225,7 @@ def sentences(study: Study, rows: list[dict], trends: list[dict]) -> list[str]:
             share = f" ({row['detectable_change']:.0%} of dense)" if number(row["detectable_change"]) != "-" else ""
             told += f". {row['pairs']} pairs{holm}; 80 % power for a difference of {number(row['detectable'])} points{share}"
         if row["role"] == "declared":
-            verdict = "not excluded" if row["p_not_worse"] >= (1 - paired.LEVEL) / 2 else "excluded"
-            verdict += f" (one-sided p = {number(row['p_not_worse'], '.2g')})"
-            verdict = "one seed cannot tell" if row["pairs"] == 1 else "seen" if row["change_high"] < -MARGIN else verdict
-            told += f". A loss of {100 * MARGIN:g} % or more: {verdict}"
+            told += f". A loss of {100 * MARGIN:g} % or more: {verdict(row)}"
         found.append((row["role"], f"{row['role'].capitalize()}: {told}."))
     if any(row["pairs"] == 1 for row in rows):
         told = "One seed has no interval: how far seeds differ is unknown, so that no loss or gain of any size is excluded."
@@ -238,7 +247,7 @@ interval, since the spread between seeds is then unknown.
 Declared in advance: {DECLARED} in one study of each algorithm (that with most options at their defaults), tested for not
 losing {100 * MARGIN:g} % or more, one-sided at 2.5 %, and the trend over rates (least-squares slope of each seed, dense
 included). Everything else is exploratory. p-values are of paired t tests; Holm's correction counts the pruned arms of a
-study.
+study, and its trends.
 
 The smallest difference that would be seen is the one which a new study of as many seeds would find (two-sided at 5 %, no
 correction) with 80 % power; it allows for the deviation being estimated from those few seeds. From 10 seeds of a game on, or
@@ -247,8 +256,9 @@ for few seeds; with 3 of them it would cover 92 % instead of 95.
 
 Recovery is of training games, exploration included. Level: mean of the last {{window}} games before the cut. Back: when the
 mean of the last {{window}} games, all ended after the cut, is at the level again, which takes {{window}} games at the
-least, for dense runs too; the median counts a run that never is as longer than all others. Area lost: level minus return,
-times agent steps, from the cut until then or the end; in per cent of the level times the steps from the cut to the end.
+least, for dense runs too; the median counts a run that never is as longer than all others. Area lost: between the level and
+that moving mean, return times agent steps, from the cut until then or the end; in per cent of the level times the steps from
+the cut to the end.
 
 A dash is what was not measured, or what there is too little for: fewer than {{window}} games before or after the cut, one
 seed. Forked arms ran only from the cut on, dense runs from the start: their speeds are of different parts of the training.

@@ -90,6 +90,10 @@ def simulate(algorithm: str, seeds: int, games: int, studies: int, bootstraps: i
 
 
 def main(args: Args) -> None:
+    for option, least in {"studies": 1, "bootstraps": 0, "seeds": 2, "games": 1}.items():
+        if np.min(getattr(args, option)) < least:
+            print(f"error: --{option} must be at least {least}, got {getattr(args, option)}", file=sys.stderr)
+            sys.exit(2)
     designs = [(algorithm, n, games) for algorithm in MEAN for n in args.seeds for games in args.games]
     table = pd.DataFrame([simulate(*design, args.studies, args.bootstraps) for design in designs])
     print(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))

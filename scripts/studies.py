@@ -3,6 +3,7 @@
 A study is one algorithm, game and set of options; its arms are compared with the dense run of the same seed, their twin.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ DECLARED = "l1-0.5"
 RUN_FILES = ("config.json", "summary.json", "eval.csv", "curves.csv", "curves.csv.gz", "prune_point.pt")
 CURVES = ("charts/episodic_return", "prune/sparsity", "losses/")
 MOMENTS = ("before_prune", "after_prune", "final")
+SUMMARY = dict.fromkeys(("global_step", "total", "nonzero", "resident_bytes"), int)
+SUMMARY |= {"sparsity": float, "emptied": list, "tensors": dict, "disk": dict, "time": dict}
 
 
 # --------------------------------------------------------------------------------------------------------------- reading
@@ -131,7 +134,11 @@ def read_run(folder: Path) -> Run | Named:
     try:
         with reading("config.json"):
             check((folder / "config.json").is_file(), "config.json is missing: its options are not known")
-            run = Run(folder, read_config(folder))
+            config = read_config(folder)
+            for option in fields(SCRIPTS[config["algorithm"]].Args):
+                check(option.name in config["options"], f"config.json has no option {option.name}")
+            check(type(config["options"]["seed"]) is int, f"config.json has the seed {config['options']['seed']!r}")
+            run = Run(folder, config)
     except Broken as broken:
         return Named("broken", folder.name, str(broken))
     run.finished = (folder / "summary.json").is_file()
@@ -146,8 +153,10 @@ def fill(run: Run, window: int) -> None:
         for key, value in run.told.items():
             check(run.summary[key] == value, f"summary.json has {key} {run.summary[key]}, config.json {value}")
         moments = {moment: (score["n"], score["mean"]) for moment, score in run.summary.get("eval", {}).items()}
-        for key in ("global_step", "total", "nonzero", "sparsity", "tensors", "disk", "time", "resident_bytes"):
-            run.summary[key]  # a missing one is a broken summary
+        for key, kind in SUMMARY.items():
+            check(isinstance(run.summary[key], kind), f"summary.json has {key} {run.summary[key]!r}")
+        sizes = [run.summary["disk"]["dense"], *run.summary["disk"].values()]
+        check(all(isinstance(size, int) for size in sizes), f"summary.json has disk {run.summary['disk']!r}")
     if moments:
         with reading("eval.csv"):
             for moment, returns in pd.read_csv(folder / "eval.csv").groupby("moment")["return"]:
@@ -214,7 +223,7 @@ def unfinished(run: Run) -> Named:
         at = f"at agent step {rows.global_step.iloc[-1]:,} of {of:,}" if len(rows) else "before its first logged step"
     except Broken:
         at = "at a step that its curves do not tell"
-    what = "failed" if re.match(r"(error|\w*Error)\b", said) else "unfinished"
+    what = "failed" if re.match(r"error\b|[\w.]*(Error|Exception)\b|Killed", said) else "unfinished"
     return Named(what, run.name, f"no summary.json, {at}" + f"; its log ends: {said}" * bool(said))
 
 
@@ -262,7 +271,9 @@ class Study:
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^A-Za-z0-9.]+", "-", self.label).strip("-")
+        """Its label as a part of a file's name, which may not be long."""
+        plain = re.sub(r"[^A-Za-z0-9.]+", "-", self.label).strip("-")
+        return plain if len(plain) <= 80 else f"{plain[:80]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
     @property
     def dense(self) -> Arm | None:
@@ -402,9 +413,8 @@ def returns_table(study: Study) -> list[dict]:
             row["detectable"] = float(paired.detectable(scores - dense))
             row["detectable_change"] = row["detectable"] / dense.mean() if dense.mean() > 0 else np.nan
             row["p"] = float(paired.p_value(scores - dense))
-            row["p_not_worse"] = (
-                float(paired.p_not_worse(scores, dense, paired.MARGIN)) if row["role"] == "declared" else np.nan
-            )
+            judged = row["role"] == "declared" and not np.isnan(row["change_low"])  # a share of what is surely above 0
+            row["p_not_worse"] = float(paired.p_not_worse(scores, dense, paired.MARGIN)) if judged else np.nan
         rows.append(row)
     for row, p in zip(rows, paired.holm([row.get("p", np.nan) for row in rows]), strict=True):
         row["p_holm"] = float(p)
@@ -417,7 +427,8 @@ def recovery_table(study: Study) -> list[dict]:
         back = arm.values(lambda run: run.recovery["back"])
         row = {"study": study.label, "arm": arm.label, "seeds": len(arm.runs), "judged": len(back)}
         if len(back):
-            left = [run.summary["global_step"] - cut_step(run) for run in arm.runs.values()]
+            judged = [run for run in arm.runs.values() if not np.isnan(run.recovery["level"])]
+            left = [run.summary["global_step"] - cut_step(run) for run in judged]
             level, area = (arm.values(lambda run, key=key: run.recovery[key]) for key in ("level", "area"))
             row |= {"level": level.mean(), "back": int(np.isfinite(back).sum()), "steps_until_back": np.median(back)}
             row |= {
@@ -468,6 +479,8 @@ def trend_table(study: Study) -> list[dict]:
         row["role"] = "declared" if study.declares and criterion == DECLARED.partition("-")[0] else "exploratory"
         row |= interval("slope", paired.t_interval(a_tenth)) | interval("change", paired.ratio_interval(a_tenth, scores[0]))
         rows.append(row | {"p": float(paired.p_value(a_tenth))})
+    for row, p in zip(rows, paired.holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = float(p)
     return rows
 
 

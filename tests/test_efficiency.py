@@ -97,23 +97,36 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_draws_the_same_figur
     assert again.stdout == done.stdout and (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_a_crossing_is_where_the_ratio_falls_below_1_for_good():
+    # from 2 at .5 to .5 at .8 it falls by 1.5, the first 1 of which leads to 1: .5 + .3 * 1 / 1.5 = .7
+    assert efficiency.crossing([0.0, 0.5, 0.8], [3.0, 2.0, 0.5]) == pytest.approx(0.7)
+    assert efficiency.crossing([0.0, 0.5, 0.8, 0.9], [0.9, 1.0, 0.5, 0.4]) == pytest.approx(0.5)
+    assert efficiency.crossing([0.0, 0.5], [0.9, 0.8]) == 0.0 and efficiency.crossing([0.0, 0.5], [0.9, 1.1]) is None
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--calls=5"], "--calls must be at least 10, got 5"),
-        (["--csv=nowhere/a.csv"], "--csv must lie in a folder that can be written, got nowhere/a.csv"),
+        (["--calls=5"], "--calls must be a multiple of 10, at least that, got 5"),
+        (["--csv=nowhere/a.csv"], "--csv must be a file in a folder that can be written, got nowhere/a.csv"),
         (["--figure=a.doc"], "--figure must end in .png or .svg, got a.doc"),
         ([], "runs must be folders of finished runs, or CSV files of --csv, got "),
+        (["--csv=."], "--csv must be a file in a folder that can be written, got ."),
+        (["empty.csv"], "runs must be folders of finished runs, or CSV files of --csv, got empty.csv"),
+        (["odd"], "odd/summary.json is not that of a run (KeyError: 'algorithm')"),
         (["strange.csv"], "runs must be folders of finished runs, or CSV files of --csv, got strange.csv"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line_before_anything_is(words, says, tmp_path):
     (tmp_path / "strange.csv").write_text("a,b\n1,2\n")
-    words = words if words == ["strange.csv"] else [str(tmp_path), *words]
+    (tmp_path / "empty.csv").write_text(",".join(efficiency.COLUMNS) + "\n")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "summary.json").write_text("{}")
+    words = words if words and not words[0].startswith("-") else [str(tmp_path), *words]
     call = [sys.executable, str(ROOT / "evals" / "efficiency.py"), *words]
     done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and says in done.stderr and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and f"error: {says}" in done.stderr and done.stdout == ""
+    assert len([line for line in done.stderr.splitlines() if not line.startswith("warning: ")]) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs 2:4 on a GPU")

@@ -129,6 +129,15 @@ def test_the_packed_file_plays_the_same_games_as_model_pt_score_for_score(algori
     assert stopped.value.code == 2 and "cut short, altered, or no packed model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("odd", [torch.zeros(10**9, 0), torch.zeros(512, 3136, dtype=torch.int8), torch.tensor(1.0)])
+def test_a_model_with_a_strange_tensor_is_refused_in_one_line(odd, small_run, monkeypatch, tmp_path, capsys):
+    strange = weights(small_run("ppo", prune_type="none")) | {"fc1.weight": odd}
+    (tmp_path / "model.npz").write_bytes(storage.pack(strange))
+    with pytest.raises(SystemExit) as stopped:
+        evaluator("ppo", monkeypatch, tmp_path / "model.npz", f"--env-id={ENV_ID}")
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: model must be a ")
+
+
 def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays_as_it_is(small_run, monkeypatch, capsys):
     folder = small_run("ppo", prune_type="none")
     before = (folder / "model.pt").read_bytes()

@@ -80,9 +80,15 @@ STEPS, CUT = np.arange(10, 100, 10), 40
 
 def test_recovery_is_the_first_window_after_the_cut_at_the_level_before_it():
     # level (10 + 10) / 2; windows of two after the cut: 5, 7.5, 10: back with the game that ends at 80, 40 steps after the cut
-    # area (10 - (4 + 6 + 9 + 11) / 4) * 40 = 100; all games after: (4 + 6 + 9 + 11 + 20) / 5 = 10
+    # area: means 4 5 7.5 10, 10 steps each: (6 + 5 + 2.5 + 0) * 10 = 135; all games after: (4 + 6 + 9 + 11 + 20) / 5 = 10
     found = paired.recovery(STEPS, [5, 5, 10, 10, 4, 6, 9, 11, 20], CUT, window=2)
-    assert found == {"level": 10, "back": 40, "area": 100, "after": 10}
+    assert found == {"level": 10, "back": 40, "area": 135, "after": 10}
+
+
+def test_the_area_counts_each_mean_for_as_long_as_it_lasted():
+    # level 10; means 4 7 10 for 10, 50 and 10 steps: 6 * 10 + 3 * 50 + 0 * 10
+    found = paired.recovery([20, 40, 50, 100, 110], [10, 10, 4, 10, 10], CUT, window=2)
+    assert (found["level"], found["back"], found["area"]) == (10, 70, 210)
 
 
 def test_a_run_that_never_comes_back_is_not_given_a_time_and_loses_until_its_last_game():

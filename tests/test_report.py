@@ -184,8 +184,8 @@ def test_training_recovery_of_the_run_folders_is_in_the_table_and_never_is_no_nu
     write_run(tmp_path / "runs", arm="l1-0.8", training=list(zip(steps, [*fell, 8, 8, 8, 8, 8], strict=True)))
     table = conclude(tmp_path / "runs", window=2)["recovery"]
     back, never = row(table, "l1-0.5"), row(table, "l1-0.8")
-    assert (back.level, back.back, back.steps_until_back, back.area, back.after) == (10, 1, 400, 1000, 10)
-    assert back.area_share == pytest.approx(1000 / (10 * 1000)) and back.difference == 0
+    assert (back.level, back.back, back.steps_until_back, back.area, back.after) == (10, 1, 400, 1350, 10)
+    assert back.area_share == pytest.approx(1350 / (10 * 1000)) and back.difference == 0
     assert (never.back, never.steps_until_back, never.area) == (0, np.inf, 1000)
     shown = (tmp_path / "report of runs" / "recovery.md").read_text().splitlines()
     assert sum("not within the run" in line for line in shown) == 1
@@ -333,7 +333,9 @@ def test_the_declared_loss_is_excluded_or_seen_only_where_the_whole_interval_is_
 
 def test_where_dense_scores_are_below_0_differences_are_told_in_points(tmp_path):
     conclude(study(tmp_path / "runs", {"none": [-20.0, -18.0, -19.0], "l1-0.5": [-21.0, -19.0, -20.5]}))
-    assert re.search(r"l1 at 0.5: -1.2 points \(95 % interval -1.9 to -0.4\)", text(tmp_path / "report of runs"))
+    said = text(tmp_path / "report of runs")
+    assert re.search(r"l1 at 0.5: -1.2 points \(95 % interval -1.9 to -0.4\)", said)
+    assert "A loss of 10 % or more: of a return that may be 0 or below no share can be told." in said
 
 
 # ----------------------------------------------------------------------------------------------------- what is not a number

@@ -196,3 +196,8 @@ def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_t
     assert gzip.decompress(one.pop("curves.csv.gz")) == (run / "curves.csv").read_bytes()
     assert all(data == (run / name).read_bytes() for name, data in one.items())
     assert not (tmp_path / "one" / "half").exists() and bash(str(ROOT / "scripts" / "collect.sh")).returncode == 2
+    (tmp_path / "one" / run.name / "config.json").write_text("of another run")
+    for folder, told in ((run, "is another run"), (tmp_path / "nowhere", "no such run folder")):
+        refused = bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / "one"), str(folder))
+        assert refused.returncode == 2 and told in refused.stderr
+    assert (tmp_path / "one" / run.name / "config.json").read_text() == "of another run"

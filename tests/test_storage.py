@@ -74,12 +74,14 @@ def test_packed_trained_weights_come_back_and_are_smaller_than_the_formula_zlib_
         tensors = pruned(trained, prune_type, rate)
         packed = storage.pack(tensors)
         assert same(storage.unpack(packed), tensors) and storage.pack(tensors) == packed
-        if rate not in (0.05, 0.5, 0.95):  # zstd at its strongest takes seconds
+        if not 0 < rate < 1:
             continue
         dense = storage.saved(tensors, lambda t: t)
         nonzero, total = (sum(count(t) for t in tensors.values()) for count in (torch.count_nonzero, torch.numel))
         assert len(packed) <= 0.88 * (4 * int(nonzero) + total / 8)
-        assert len(packed) < min(len(zlib.compress(dense, 9)), len(zstandard.compress(dense, 19)))
+        assert len(packed) < min(len(zlib.compress(dense, 6)), len(zstandard.compress(dense, 3)))
+        if rate == 0.95:  # where it comes nearest; the strongest levels take seconds
+            assert len(packed) < min(len(zlib.compress(dense, 9)), len(zstandard.compress(dense, 19)))
 
 
 def test_every_type_shape_and_special_value_comes_back_bit_for_bit():
@@ -122,6 +124,11 @@ class Runs:
         {"header": np.array([Runs()], dtype=object)},
         {"values_4": np.array([Runs()], dtype=object)},
         {"header": '[["w", "load", [4]]]'},
+        {"header": '[["w", "_inductor", [4]]]'},
+        {"header": '[["w", "float32", [1000000000000]]]'},
+        {"header": '[["w", "float32", [2]], ["w", "float32", [2]]]'},
+        {"values_4": np.zeros((8, 3), np.uint8)},
+        {"values_4": np.zeros((1, 3), np.float32)},
         {"header": '[["w", "float32", [9]]]'},
         {"header": '[["w", "float32", [40]]]'},
         {"header": '[["w", "float32", [-4]]]'},
@@ -130,7 +137,6 @@ class Runs:
         {"values_4": np.zeros((4, 5), np.uint8)},
         {"mask": np.zeros(0, np.uint8)},
     ],
-    ids=str,
 )
 def test_a_file_that_a_stranger_made_is_refused_and_nothing_in_it_runs(change):
     packed = storage.pack({"w": torch.tensor([1.0, 2.0, 0.0, 3.0])})
