@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import dqn_atari_prune
@@ -36,7 +36,6 @@ BATCHES = (1, 64)
 ROUNDS = 10
 SIZES = [*list(storage.FORMATS)[1:], "zlib_of_dense", "zstd_of_dense", "packed"]
 NETWORKS = {"dqn": (dqn_atari_prune, dqn_atari_prune.QNetwork), "ppo": (ppo_atari_prune, ppo_atari_prune.Agent)}
-COLOURS = {("dqn", "dense"): "grey", ("dqn", "csr"): "tab:orange", ("ppo", "dense"): "black", ("ppo", "csr"): "tab:blue"}
 COLUMNS = {"algorithm", "arm", "prune_type", "sparsity", "form", "device", *(f"{name}_bytes" for name in SIZES), "dense_bytes"}
 
 
@@ -216,7 +215,11 @@ def table(rows: pd.DataFrame) -> str:
     for column, name in timed(rows).items():
         parts = [cells(f"{column}{q}", ".0f") for q in ("", "_q25", "_q75")]
         shown[f"us, {name}"] = [f"{a} ({b}-{c})" if a else "" for a, b, c in zip(*parts, strict=True)]
-    lines = [list(shown), ["---"] * len(shown), *pd.DataFrame(shown).to_numpy().tolist()]
+    return markdown(pd.DataFrame(shown))
+
+
+def markdown(cells: pd.DataFrame) -> str:
+    lines = [list(cells), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -232,52 +235,61 @@ def crossing(sparsity, ratios) -> float | None:
     return float(s0 + (s1 - s0) * (r0 - 1) / (r0 - r1))
 
 
-def crossings(rows: pd.DataFrame) -> list[str]:
-    """From which sparsity on each format is smaller than the dense file, and CSR layers are faster than dense ones."""
-    told, names = [], timed(rows)
-    for device, algorithm, kind, arms in curves(rows):
-        dense, csr = (arms[arms.form == form].groupby("sparsity").median(numeric_only=True) for form in ("dense", "csr"))
-        ratios = {f"file as {name}": dense[f"{name}_bytes"] / dense.dense_bytes for name in SIZES}
-        ratios |= {f"CSR, {name}": csr[column] / dense[column] for column, name in names.items() if dense[column].notna().all()}
-        for name, ratio in ratios.items():
-            least = crossing(dense.index, ratio)
-            verb = "smaller" if name.startswith("file") else "faster"
-            where = f"never {verb} up to {dense.index[-1]:.2f}" if least is None else f"{verb} from {least:.2f} on"
-            told.append(f"{algorithm}, {kind}, {device}: {name}: {where}")
-    return told
+def crossings(rows: pd.DataFrame) -> str:
+    """As Markdown, from which sparsity on each format is smaller than the dense file, and CSR layers are faster than dense ones."""
+    told: dict[str, dict[str, str]] = {}
+    for label, arms in curves(rows):
+        dense = medians(arms, "dense")
+        ratios = {f"file as {name.replace('_', ' ')}": dense[f"{name}_bytes"] / dense.dense_bytes for name in SIZES}
+        csr = medians(arms, "csr")
+        ratios |= {f"CSR layers, {name}": csr[column] / dense[column] for column, name in timed(rows).items()}
+        told["smaller or faster than dense from this sparsity on"] = {name: name for name in ratios}
+        told[label] = {
+            name: "never" if (least := crossing(ratio.index, ratio)) is None else f"{least:.2f}"
+            for name, ratio in ratios.items()
+        }
+    return markdown(pd.DataFrame(told))
 
 
-def curves(rows: pd.DataFrame):
-    """Device, algorithm, criterion, and the rows of its arms with the unpruned ones."""
-    for (device, algorithm), part in rows.groupby(["device", "algorithm"], sort=False):
-        for kind in ("l1", "random"):
-            if (part.prune_type == kind).any():
-                yield device, algorithm, kind, part[part.prune_type.isin(["none", kind])]
+def medians(arms: pd.DataFrame, form: str) -> pd.DataFrame:
+    """By sparsity, of all runs of a form."""
+    return arms[arms.form == form].groupby("sparsity").median(numeric_only=True)
+
+
+def curves(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Each algorithm and criterion, and each device where there are several, with its arms and the unpruned ones."""
+    found = []
+    for (device, algorithm), part in rows.groupby(["device", "algorithm"]):
+        for kind in [kind for kind in ("l1", "random") if (part.prune_type == kind).any()]:
+            label = f"{algorithm}, {kind}" + f", {device}" * (rows.device.nunique() > 1)
+            found.append((label, part[part.prune_type.isin(["none", kind])]))
+    return found
 
 
 def figure(rows: pd.DataFrame, path: Path) -> None:
-    """Bytes of each format as shares of the dense file, and latency of dense and CSR layers, against sparsity."""
-    names, several = timed(rows), rows.device.nunique() > 1
-    figure, axes = plt.subplots(1, 1 + len(names), figsize=(4 * (1 + len(names)), 4.4), layout="constrained")
-    dense = rows[(rows.form == "dense") & (rows.prune_type != "random")].groupby("sparsity").mean(numeric_only=True)
+    """Against sparsity: bytes of each format as shares of the dense file, and latencies as shares of that of the same run."""
+    names = timed(rows)
+    figure, axes = plt.subplots(1, 1 + len(names), figsize=(3.6 * (1 + len(names)), 4.2), layout="constrained")
+    dense = medians(rows[rows.prune_type != "random"], "dense")
     fine = np.linspace(dense.index[0], dense.index[-1], 200)
     for k, name in enumerate(SIZES):
-        shares = dense[f"{name}_bytes"] / dense.dense_bytes  # straight lines in bytes: bent ones on this axis
-        axes[0].plot(fine, np.interp(fine, dense.index, shares), color=f"C{k}", lw=1)
+        shares = dense[f"{name}_bytes"] / dense.dense_bytes
+        axes[0].plot(fine, np.interp(fine, dense.index, shares), color=f"C{k}", lw=1)  # straight in bytes, bent on this axis
         axes[0].plot(dense.index, shares, "svo^<>Pd"[k], color=f"C{k}", ms=4, label=name.replace("_", " "))
-    axes[0].axhline(1, color="black", lw=0.8)
-    axes[0].set(yscale="log", title="file, as a share of the dense one", xlabel="sparsity")
+    axes[0].set(yscale="log", title="file of l1 arms / dense file", xlabel="sparsity")
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[0].legend(fontsize=7)
     for ax, (column, name) in zip(axes[1:], names.items(), strict=True):
-        for device, algorithm, kind, arms in curves(rows):
-            for form in ("dense", "csr"):
-                us = arms[arms.form == form].groupby("sparsity")[column].median()
-                style = {"color": COLOURS[algorithm, form], "ls": {"l1": "-", "random": ":"}[kind]}
-                label = f"{algorithm}, {form}, {kind}" + f", {device}" * several
-                ax.plot(us.index, us, marker={"l1": "o", "random": "x"}[kind], ms=4, label=label, **style)
-        ax.set(title=f"forward pass, us, {name}", xlabel="sparsity", ylim=(0, 1.1 * ax.get_ylim()[1]))
+        for k, (label, arms) in enumerate(curves(rows)):
+            for form, line, colours in (("csr", "-", "Blues"), ("without_dead_units", "--", "Oranges")):
+                ratio = medians(arms, form)[column] / medians(arms, "dense")[column]
+                style = {"color": plt.get_cmap(colours)(0.4 + 0.15 * k), "ls": line, "marker": "osDv^P<X>*"[k % 10], "ms": 4}
+                ax.plot(ratio.index, ratio, label=f"{form.replace('_', ' ')}: {label}", **style)
+        ax.set(title=f"latency / dense, {name}", xlabel="sparsity", ylim=(0, 1.05 * max(1.0, ax.get_ylim()[1])))
+    for ax in axes:
+        ax.axhline(1, color="black", lw=0.8)
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=7)
     plt.savefig(path, dpi=150)
 
@@ -309,7 +321,7 @@ def main(args: Args) -> None:
         rows += read(path, args)
         print(f"read {path}", file=sys.stderr)
     frame = pd.DataFrame(rows)
-    print(table(frame), *crossings(frame), sep="\n")
+    print(table(frame), crossings(frame), sep="\n\n")
     if args.csv:
         frame.to_csv(args.csv, index=False)
     if args.figure:
