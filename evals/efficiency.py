@@ -236,7 +236,7 @@ def crossing(sparsity, ratios) -> float | None:
 
 
 def crossings(rows: pd.DataFrame) -> str:
-    """As Markdown, from which sparsity on each format is smaller than the dense file, and CSR layers are faster than dense ones."""
+    """As Markdown: the sparsity from which on each format is smaller than the dense file, and CSR layers are faster."""
     told: dict[str, dict[str, str]] = {}
     for label, arms in curves(rows):
         dense = medians(arms, "dense")
