@@ -6,7 +6,6 @@ shares of four bytes a value that is not zero and a bit an entry, a column a run
 """
 
 import json
-import lzma
 import sys
 import zlib
 from pathlib import Path
@@ -25,7 +24,6 @@ COMPRESSORS = {
     "zlib 9": lambda data: zlib.compress(data, 9),
     "zstd 3": lambda data: zstandard.compress(data, 3),
     "zstd 19": lambda data: zstandard.compress(data, 19),
-    "lzma": lzma.compress,
 }
 
 
