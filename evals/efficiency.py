@@ -36,7 +36,17 @@ BATCHES = (1, 64)
 ROUNDS = 10
 SIZES = [*list(storage.FORMATS)[1:], "zlib_of_dense", "zstd_of_dense", "packed"]
 NETWORKS = {"dqn": (dqn_atari_prune, dqn_atari_prune.QNetwork), "ppo": (ppo_atari_prune, ppo_atari_prune.Agent)}
-COLUMNS = {"algorithm", "arm", "prune_type", "sparsity", "form", "device", *(f"{name}_bytes" for name in SIZES), "dense_bytes"}
+COLUMNS = {
+    "algorithm",
+    "arm",
+    "prune_type",
+    "sparsity",
+    "form",
+    "device",
+    "torch",
+    *(f"{name}_bytes" for name in SIZES),
+    "dense_bytes",
+}
 
 
 @dataclass
@@ -87,9 +97,7 @@ def without_dead_units(network: nn.Module) -> nn.Module:
     while removed:
         removed = False
         for layer, readers in zip(body, [*([reader] for reader in body[1:]), heads], strict=True):
-            views = [
-                reader.weight.view(len(reader.weight), len(layer.weight), -1) for reader in readers
-            ]  # outputs, units, places
+            views = [r.weight.view(len(r.weight), len(layer.weight), -1) for r in readers]  # (outputs, units, positions)
             keep = layer.weight.flatten(1).any(1) & torch.stack([view.any(2).any(0) for view in views]).any(0)
             keep[0] |= ~keep.any()  # a layer that is emptied keeps one unit
             if keep.all():
@@ -215,24 +223,7 @@ def table(rows: pd.DataFrame) -> str:
     for column, name in timed(rows).items():
         parts = [cells(f"{column}{q}", ".0f") for q in ("", "_q25", "_q75")]
         shown[f"us, {name}"] = [f"{a} ({b}-{c})" if a else "" for a, b, c in zip(*parts, strict=True)]
-    return markdown(pd.DataFrame(shown))
-
-
-def markdown(cells: pd.DataFrame) -> str:
-    lines = [list(cells), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def crossing(sparsity, ratios) -> float | None:
-    """The sparsity from which on a ratio stays below 1, in straight lines between those measured; None if it ends above."""
-    sparsity, ratios = np.asarray(sparsity), np.asarray(ratios)
-    above = np.flatnonzero(ratios >= 1)
-    if not len(above):
-        return float(sparsity[0])
-    if above[-1] == len(ratios) - 1:
-        return None
-    (s0, s1), (r0, r1) = sparsity[above[-1] :][:2], ratios[above[-1] :][:2]
-    return float(s0 + (s1 - s0) * (r0 - 1) / (r0 - r1))
+    return games.markdown(pd.DataFrame(shown))
 
 
 def crossings(rows: pd.DataFrame) -> str:
@@ -245,10 +236,10 @@ def crossings(rows: pd.DataFrame) -> str:
         ratios |= {f"CSR layers, {name}": csr[column] / dense[column] for column, name in timed(rows).items()}
         told["smaller or faster than dense from this sparsity on"] = {name: name for name in ratios}
         told[label] = {
-            name: "never" if (least := crossing(ratio.index, ratio)) is None else f"{least:.2f}"
+            name: "never" if (least := storage.crossing(ratio.index, ratio)) is None else f"{least:.2f}"
             for name, ratio in ratios.items()
         }
-    return markdown(pd.DataFrame(told))
+    return games.markdown(pd.DataFrame(told))
 
 
 def medians(arms: pd.DataFrame, form: str) -> pd.DataFrame:
@@ -321,7 +312,8 @@ def main(args: Args) -> None:
         rows += read(path, args)
         print(f"read {path}", file=sys.stderr)
     frame = pd.DataFrame(rows)
-    print(table(frame), crossings(frame), sep="\n\n")
+    where = ", ".join(f"{device}, torch {version}" for device, version in frame.groupby(["device", "torch"]).groups)
+    print(f"{where}; fp32 but where a form says fp16; latency: median (quartiles)\n", table(frame), crossings(frame), sep="\n")
     if args.csv:
         frame.to_csv(args.csv, index=False)
     if args.figure:

@@ -45,6 +45,12 @@ def statistics(returns: list[float]) -> dict:
     return {"n": n, "mean": mean, "std": float(np.std(returns, ddof=1)), "ci95": interval}
 
 
+def markdown(table) -> str:
+    """A data frame as a Markdown table, a line a row."""
+    lines = [list(table), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
 @torch.no_grad()
 def multiply_adds(network: nn.Module) -> dict[str, int]:
     """Multiply-adds of the weights in a forward pass of one stack of frames: dense, and those whose weight is not zero."""

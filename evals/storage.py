@@ -136,3 +136,15 @@ def break_even(weights: Weights) -> dict[str, float]:
     dense = formula_bytes(weights, "dense")
     ends = {name: (formula_bytes(weights, name, 0.0), formula_bytes(weights, name, 1.0)) for name in FORMATS if name != "dense"}
     return {name: max(0.0, (full - dense) / (full - empty)) for name, (full, empty) in ends.items()}
+
+
+def crossing(sparsity, ratios) -> float | None:
+    """The sparsity from which on a ratio stays below 1, in straight lines between those measured; None if it ends above."""
+    sparsity, ratios = np.asarray(sparsity), np.asarray(ratios)
+    above = np.flatnonzero(ratios >= 1)
+    if not len(above):
+        return float(sparsity[0])
+    if above[-1] == len(ratios) - 1:
+        return None
+    (s0, s1), (r0, r1) = sparsity[above[-1] :][:2], ratios[above[-1] :][:2]
+    return float(s0 + (s1 - s0) * (r0 - 1) / (r0 - r1))

@@ -17,7 +17,7 @@ import zstandard
 from safetensors.numpy import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from evals import storage
+from evals import games, storage
 
 COMPRESSORS = {
     "zlib 6": lambda data: zlib.compress(data, 6),
@@ -55,6 +55,4 @@ if __name__ == "__main__":
             sys.exit(f"error: RUN must be the folder of a finished run, got {folder}")
         told = json.loads((folder / "summary.json").read_text())
         table[f"{told['algorithm']} {told['arm']}"] = weigh(folder)
-    print("| format | " + " | ".join(table) + " |\n" + "|---" * (len(table) + 1) + "|")
-    for row in pd.DataFrame(table).itertuples():
-        print(f"| {row[0]} | " + " | ".join(f"{share:.3f}" for share in row[1:]) + " |")
+    print(games.markdown(pd.DataFrame(table).map("{:.3f}".format).rename_axis("format").reset_index()), end="")

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from evals import storage
 from scripts import paired
 
 COLOURS = {"none": "black", "l1": "#D55E00", "random": "#0072B2", "A/A": "#CC79A7", "small": "#009E73"}  # Okabe and Ito's
@@ -254,16 +255,6 @@ def sparsity(studies: list, styles: dict, out: Path) -> None:
     save(figure, out, "sparsity")
 
 
-def break_even(rates: list[float], sizes: list[float], dense: float) -> float | None:
-    """The rate from which on a format is smaller than the dense file, between measured rates; None if it never is."""
-    if sizes[0] < dense:
-        return rates[0]
-    for (r0, s0), (r1, s1) in zip(zip(rates, sizes, strict=True), zip(rates[1:], sizes[1:], strict=True), strict=False):
-        if s0 >= dense > s1:
-            return r0 + (r1 - r0) * (s0 - dense) / (s0 - s1)
-    return None
-
-
 def disk(studies: list, out: Path) -> None:
     figure, pairs = a_facet_a_study(studies, 3.8, 6.4)
     for study, ax in pairs:
@@ -276,7 +267,7 @@ def disk(studies: list, out: Path) -> None:
         colours = cycle(["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"])
         for name in [name for name in means if name not in ("dense", "rate")]:
             sizes = means[name].dropna()
-            even = break_even(list(sizes.index), list(sizes), dense)
+            even = storage.crossing(sizes.index, sizes / dense)
             label = name.replace("_", " ")
             if even is not None:
                 label += f", smaller from {even:.2f} on" if even else ", always smaller"

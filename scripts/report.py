@@ -20,6 +20,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from evals import games
 from ppo_atari_prune import UserError, init_wandb, require
 from scripts import figures, paired
 from scripts.paired import MARGIN
@@ -159,11 +160,6 @@ def view(name: str, rows: list[dict]) -> pd.DataFrame:
         heading, spec = COLUMNS.get(key, plain)
         shown[heading] = [span(row, key[:-1], spec) if key[-1] == "~" else number(row.get(key), spec) for row in rows]
     return pd.DataFrame({heading: column for heading, column in shown.items() if set(column) - {"-", ""}})
-
-
-def markdown(table: pd.DataFrame) -> str:
-    lines = [list(table), ["---"] * len(table.columns), *table.values.tolist()]
-    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 # ------------------------------------------------------------------------------------------------------------- sentences
@@ -387,7 +383,7 @@ def report(args: Args) -> None:
         if found:
             pd.DataFrame(found).to_csv(args.out / f"{name}.csv", index=False, lineterminator="\n")
             tables[name] = view(name, found)
-            (args.out / f"{name}.md").write_text(markdown(tables[name]))
+            (args.out / f"{name}.md").write_text(games.markdown(tables[name]))
     np.savez(args.out / "scores.npz", **rliable_scores(studies))
     lines = [line for label, found in told.items() for line in (f"## {label}", "", *(f"- {s}" for s in found), "")]
     lines += [f"- {what}: {name}: {reason}" for what, name, reason in named]

@@ -97,13 +97,6 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_draws_the_same_figur
     assert again.stdout == done.stdout and (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_a_crossing_is_where_the_ratio_falls_below_1_for_good():
-    # from 2 at .5 to .5 at .8 it falls by 1.5, the first 1 of which leads to 1: .5 + .3 * 1 / 1.5 = .7
-    assert efficiency.crossing([0.0, 0.5, 0.8], [3.0, 2.0, 0.5]) == pytest.approx(0.7)
-    assert efficiency.crossing([0.0, 0.5, 0.8, 0.9], [0.9, 1.0, 0.5, 0.4]) == pytest.approx(0.5)
-    assert efficiency.crossing([0.0, 0.5], [0.9, 0.8]) == 0.0 and efficiency.crossing([0.0, 0.5], [0.9, 1.1]) is None
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [

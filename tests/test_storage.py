@@ -65,6 +65,13 @@ def test_break_even_rates_are_those_worked_by_hand():
     assert even["bitmask"] == pytest.approx(1 / 32) and even["bitmask_fp16_lossy"] == 0
 
 
+def test_a_crossing_is_where_the_ratio_falls_below_1_for_good():
+    # from 2 at .5 to .5 at .8 it falls by 1.5, the first 1 of which leads to 1: .5 + .3 * 1 / 1.5 = .7
+    assert storage.crossing([0.0, 0.5, 0.8], [3.0, 2.0, 0.5]) == pytest.approx(0.7)
+    assert storage.crossing([0.0, 0.5, 0.8, 0.9], [0.9, 1.0, 0.5, 0.4]) == pytest.approx(0.5)
+    assert storage.crossing([0.0, 0.5], [0.9, 0.8]) == 0.0 and storage.crossing([0.0, 0.5], [0.9, 1.1]) is None
+
+
 # ----------------------------------------------------------------------------------------------------------- packed form
 @pytest.mark.parametrize("prune_type", ["l1", "random"])
 @both
