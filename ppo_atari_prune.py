@@ -161,7 +161,7 @@ NEUTRAL |= {"checkpoint_minutes", "fork_from"}
 """options that do not shape a result"""
 OF_THE_CUT = {"prune_type", "prune_rate", "prune_scope", "prune_bias", "fork_seed"}
 """options in which a fork may differ from its parent"""
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 EVALS = Path(__file__).resolve().parent / "evals"
 """evaluation and storage formats; absent where the script was copied alone"""
 RULES = {
@@ -576,7 +576,7 @@ def decompress(blocks: list[bytes], frames: torch.Tensor, block: int = 4096) -> 
 
 
 def save_checkpoint(path: Path, log: "Log", state: dict) -> None:
-    """Write all state of a run beside the last checkpoint, which is kept too until the next one."""
+    """Write all state of a run. The checkpoint before is kept too; a prune point is replaced: forks may start at any moment."""
     kept = {key: state[key] for key in ("global_step", "eval", "emptied", "sparsity")}
     kept |= {"format": CHECKPOINT_FORMAT, "algorithm": ALGORITHM, "games": state["games"].state_dict()}
     kept |= {"tensors": {name: t.cpu() for name, t in live_tensors(state).items()}, "log": log.state_dict()}
@@ -586,7 +586,7 @@ def save_checkpoint(path: Path, log: "Log", state: dict) -> None:
         kept["buffer"] = state["buffer"].state_dict()
     data = io.BytesIO()  # torch.save to a full disk says something else than that it is full
     torch.save(kept, data)
-    write_atomically(path, data.getbuffer(), keep_previous=True)
+    write_atomically(path, data.getbuffer(), keep_previous=path.name == "checkpoint.pt")
 
 
 def load_checkpoint(path: Path) -> dict | None:
@@ -660,14 +660,12 @@ class Log:
     """One call feeds curves.csv, TensorBoard, W&B and the progress line; clocks stay out of curves.csv, whose bytes repeat."""
 
     def __init__(self, args, folder: Path, config: dict, kept: dict | None = None, parent: Path | None = None):
-        was = kept["log"] if kept else {"position": 0, "recent_returns": [], "learned": [0, 0.0], "seconds": 0.0, "sent": 0}
+        anew = {"learned": [0, 0.0], "seconds": 0.0, "sent": 0}
+        was = kept["log"] if kept else {"curves": "global_step,tag,value\n", "recent_returns": [], **anew}
         if parent:  # its curves are this run's up to here
-            shutil.copyfile(parent / "curves.csv", folder / "curves.csv")
-            was |= {"learned": [0, 0.0], "seconds": 0.0, "sent": 0}
-        self.curves = open(folder / "curves.csv", "a")
-        self.curves.truncate(was["position"])
-        if not kept:
-            self.curves.write("global_step,tag,value\n")
+            was |= anew
+        self.curves = open(folder / "curves.csv", "w")
+        self.curves.write(was["curves"])
         self.first_step = kept["global_step"] if parent else 0 if kept is None else was["first_step"]
         self.tensorboard = SummaryWriter(str(folder), purge_step=kept["global_step"] + 1 if kept and not parent else None)
         self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
@@ -684,13 +682,12 @@ class Log:
         self.started = self.last_line = self.last_sample = self.saved = time.monotonic()
         self.new_lap(kept["global_step"] if kept else 0, warm=False)
         if parent or self.known < self.sent:  # a killed client may not have written all that it was given
-            with open(folder / "curves.csv") as rows:
-                for index, row in enumerate(csv.DictReader(rows)):
-                    metrics, step = {row["tag"]: float(row["value"])}, int(row["global_step"])
-                    if index >= self.sent:
-                        self.send(step, metrics)
-                    elif index >= self.known and self.wandb:
-                        self.wandb.log(metrics | {"global_step": step})
+            for index, row in enumerate(csv.DictReader(was["curves"].splitlines())):
+                metrics, step = {row["tag"]: float(row["value"])}, int(row["global_step"])
+                if index >= self.sent:
+                    self.send(step, metrics)
+                elif index >= self.known and self.wandb:
+                    self.wandb.log(metrics | {"global_step": step})
 
     def on_signal(self, number: int, _frame) -> None:
         self.signal = signal.Signals(number)
@@ -700,9 +697,9 @@ class Log:
     def state_dict(self) -> dict:
         self.curves.flush()
         self.tensorboard.flush()
-        position = os.stat(self.curves.name).st_size
+        curves = Path(self.curves.name).read_text()  # all of it: a fork's parent may be cutting its own file back
         seconds = self.seconds + time.monotonic() - self.started
-        kept = {"position": position, "recent_returns": list(self.recent_returns), "learned": list(self.learned)}
+        kept = {"curves": curves, "recent_returns": list(self.recent_returns), "learned": list(self.learned)}
         return kept | {"seconds": seconds, "first_step": self.first_step, "sent": self.sent}
 
     def send(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
