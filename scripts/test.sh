@@ -20,4 +20,4 @@ fi
 for file in "${shell_files[@]}"; do bash -n "$file"; done
 .venv/bin/shellcheck "${shell_files[@]}"
 # a process a core with one thread each: the suite takes half the time
-OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses="$(nproc)" --dist=loadfile --durations=10 "$@"
+OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses="$(nproc)" --dist=worksteal --durations=10 "$@"

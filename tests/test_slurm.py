@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import summary
+from tests.conftest import SMALL, flags, summary
 from tests.test_resume import same_bits
-from tests.test_sweeps import small
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not shutil.which("slurmctld") or os.geteuid() != 0, reason="needs root and Slurm (slurm-wlm)")
@@ -45,8 +44,8 @@ def test_a_sweep_on_slurm_survives_a_requeue_and_a_failing_arm_and_the_same_comm
     runs = tmp_path / "runs"
     for name, value in {"PYTHON": sys.executable, "RATES": "0.5", "RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
-    words = ["bash", str(ROOT / "scripts" / "slurm.sh"), str(ROOT / "scripts" / "sweep_ppo.sh"), *small("ppo")]
-    words += ["--num-threads=1", "--checkpoint-minutes=0.001"]
+    words = ["bash", str(ROOT / "scripts" / "slurm.sh"), str(ROOT / "scripts" / "sweep_ppo.sh"), *flags(SMALL["ppo"])]
+    words += ["--checkpoint-minutes=0.001"]
     dense_job, arms_job = re.findall(r"job (\d+)", told(*words))
     commands = next(runs.glob("slurm-*.txt")).read_text()
     dense, l1, other = (runs / name for name in re.findall(r"--run-name (\S+)", commands))
@@ -70,4 +69,5 @@ def test_a_sweep_on_slurm_survives_a_requeue_and_a_failing_arm_and_the_same_comm
     told(*words)
     wait(lambda: not told("squeue", "-h"))
     assert same_bits(l1, small_run("ppo", prune_type="l1", prune_rate=0.5))
-    assert summary(l1)["agent_steps_run"] == 768 and (other / "summary.json").stat().st_mtime_ns == finished
+    assert summary(l1)["agent_steps_run"] == SMALL["ppo"]["total_timesteps"] // 2
+    assert (other / "summary.json").stat().st_mtime_ns == finished

@@ -14,7 +14,7 @@ import pytest
 import tyro
 import yaml
 
-from tests.conftest import SCRIPTS, SMALL, summary
+from tests.conftest import SCRIPTS, SMALL, flags, summary
 from tests.test_resume import same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,10 +31,6 @@ def sweep(algorithm: str, *options: str, **environment: str) -> tuple[list[str],
 def run(algorithm: str, *options: str, **environment: str) -> subprocess.CompletedProcess:
     words, environment = sweep(algorithm, *options, **environment)
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def small(algorithm: str) -> list[str]:
-    return [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL[algorithm] | {"eval_episodes": 2}).items()]
 
 
 @both
@@ -95,7 +91,8 @@ def test_what_no_run_would_take_is_refused_before_any_run(options, says, tmp_pat
 def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of_runs_made_alone(
     small_run, algorithm, tmp_path
 ):
-    words, environment = sweep(algorithm, *small(algorithm), "--checkpoint-minutes=0.005", RATES="0.5", RUNS_DIR=str(tmp_path))
+    options = [*flags(SMALL[algorithm]), "--checkpoint-minutes=0.005"]
+    words, environment = sweep(algorithm, *options, RATES="0.5", RUNS_DIR=str(tmp_path))
     rng, environment = random.Random(3), environment | {"JOBS": "2"}
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
         process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -121,7 +118,7 @@ def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of
 
 
 def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_runs_only_that_one_again(tmp_path):
-    options, environment = small("ppo"), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
+    options, environment = flags(SMALL["ppo"]), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
     dry = run("ppo", *options, **environment, DRY_RUN="1").stdout
     name = next(word for word in shlex.split(dry) if "l1-0.5" in word)
     (tmp_path / name).mkdir()

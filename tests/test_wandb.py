@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from ppo_atari_prune import wandb_records
-from tests.conftest import SMALL, rows, summary
+from tests.conftest import SMALL, flags, rows, summary
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = [f"--{k.replace('_', '-')}={v}" for k, v in (SMALL["ppo"] | {"num_threads": 1, "eval_episodes": 1}).items()]
 CASES = {
     "offline": {"WANDB_MODE": "offline"},
     "no key": {},
@@ -36,8 +35,9 @@ def read_until_closed(leader: int) -> str:
 def test_a_tracked_run_ends_with_every_row_in_its_offline_file(case, tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"HOME": str(tmp_path)} | CASES[case]
     script = [sys.executable, str(ROOT / "ppo_atari_prune.py"), "--track", "--run-name=r", f"--runs-dir={tmp_path}"]
+    script += flags(SMALL["ppo"])
     leader, terminal = pty.openpty()  # a person at a terminal: a client without a key would ask for one and wait
-    process = subprocess.Popen([*script, *WORDS], env=env, stdin=terminal, stderr=terminal, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(script, env=env, stdin=terminal, stderr=terminal, stdout=subprocess.DEVNULL)
     os.close(terminal)
     seen = read_until_closed(leader)  # a terminal that nobody reads is full at some time, and who writes to it waits
     assert process.wait(timeout=150) == 0, seen

@@ -9,16 +9,15 @@ import time
 from pathlib import Path
 
 from scripts.kill_runs import bits, disturb
-from tests.conftest import SMALL, rows, summary
+from tests.conftest import SMALL, flags, rows, summary
 from tests.wandb_server import serving
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL_WORDS = [f"--{k.replace('_', '-')}={v}" for k, v in (SMALL["ppo"] | {"num_threads": 1, "eval_episodes": 2}).items()]
 
 
 def words(folder: Path, *more: str) -> list[str]:
-    place = [f"--runs-dir={folder.parent}", f"--run-name={folder.name}"]
-    return [sys.executable, str(ROOT / "ppo_atari_prune.py"), "--track", *SMALL_WORDS, *place, *more]
+    options = SMALL["ppo"] | {"prune_rate": 0.5, "runs_dir": folder.parent, "run_name": folder.name}
+    return [sys.executable, str(ROOT / "ppo_atari_prune.py"), "--track", *flags(options), *more]
 
 
 def environment(home: Path, server, **more: str) -> dict:
@@ -54,10 +53,10 @@ def test_an_online_run_sends_every_row_once_and_in_order_with_its_group_summary_
         assert done.returncode == 0, done.stderr
         run, sent = told(server)
     assert sorted(sent) == sorted(curves(tmp_path / "r")) and in_order(sent) and len(sent) > 40
-    assert (run["displayName"], run["groupName"]) == ("r", "SpaceInvadersNoFrameskip-v4__ppo__l1-0.3")
+    assert (run["displayName"], run["groupName"]) == ("r", "SpaceInvadersNoFrameskip-v4__ppo__l1-0.5")
     shown = json.loads(run["files"]["wandb-summary.json"][-1])
     assert shown["sparsity"] == summary(tmp_path / "r")["sparsity"] and shown["disk"] == summary(tmp_path / "r")["disk"]
-    assert shown["evaluation_games"]["_type"] == "table-file" and shown["evaluation_games"]["nrows"] == 6
+    assert shown["evaluation_games"]["_type"] == "table-file" and shown["evaluation_games"]["nrows"] == 3
 
 
 def test_a_run_killed_and_resumed_offline_is_synced_whole_though_its_files_are_torn(tmp_path, monkeypatch):
@@ -94,4 +93,4 @@ def test_a_server_that_goes_away_in_the_middle_neither_stops_nor_changes_a_run(t
             assert process.poll() is None
             time.sleep(0.05)
     assert process.wait(timeout=150) == 0  # 60 s at most are waited at the end
-    assert bits(tmp_path / "r") == bits(small_run("ppo"))
+    assert bits(tmp_path / "r") == bits(small_run("ppo", prune_type="l1", prune_rate=0.5))
