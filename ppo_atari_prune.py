@@ -536,14 +536,16 @@ def open_run(args) -> tuple[Path, dict | None, object]:
         require(not changed, "run_name", f"name another run, or --overwrite be given: {folder} was started otherwise", changed)
         if any(folder.glob("checkpoint*.pt")):
             return folder, old, lock
-    kept = {".lock"} | ({"wandb", "wandb_id"} if old else set())  # the same rows will come again, to the same W&B run
-    for path in folder.iterdir():
-        if path.name not in kept:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
     versions = {"python": sys.version.split()[0], "numpy": np.__version__, "gymnasium": gym.__version__}
     config = {"algorithm": ALGORITHM, "options": asdict(args), "resolved": resolved, "versions": versions}
     config["device_name"] = device_name(resolved["device"])
     config |= {"parent": str(parent) if parent else None, "git": git_state(), "command": sys.argv}
+    kept = {".lock", "config.json"}  # the latter until it is replaced: without it this would be no run's folder
+    if old:  # the same rows will come again, to the same W&B run, and the same prune point, which forks may be reading
+        kept |= {"wandb", "wandb_id"} | ({"prune_point.pt"} if old["device_name"] == config["device_name"] else set())
+    for path in sorted(folder.iterdir(), key=lambda path: path.name != "summary.json"):  # first of all it is finished no more
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
     shutil.copyfile(__file__, folder / "source.py")
     return folder, config, lock
@@ -575,8 +577,8 @@ def decompress(blocks: list[bytes], frames: torch.Tensor, block: int = 4096) -> 
         list(threads.map(fill, zip(frames.split(block), blocks, strict=True)))
 
 
-def save_checkpoint(path: Path, log: "Log", state: dict) -> None:
-    """Write all state of a run. The checkpoint before is kept too; a prune point is replaced: forks may start at any moment."""
+def save_checkpoint(path: Path, log: "Log", state: dict, keep_previous: bool = False) -> None:
+    """Write all state of a run; the file before is kept too if wanted."""
     kept = {key: state[key] for key in ("global_step", "eval", "emptied", "sparsity")}
     kept |= {"format": CHECKPOINT_FORMAT, "algorithm": ALGORITHM, "games": state["games"].state_dict()}
     kept |= {"tensors": {name: t.cpu() for name, t in live_tensors(state).items()}, "log": log.state_dict()}
@@ -586,7 +588,7 @@ def save_checkpoint(path: Path, log: "Log", state: dict) -> None:
         kept["buffer"] = state["buffer"].state_dict()
     data = io.BytesIO()  # torch.save to a full disk says something else than that it is full
     torch.save(kept, data)
-    write_atomically(path, data.getbuffer(), keep_previous=path.name == "checkpoint.pt")
+    write_atomically(path, data.getbuffer(), keep_previous)
 
 
 def load_checkpoint(path: Path) -> dict | None:
@@ -649,7 +651,7 @@ def pause(args, folder: Path, log: "Log", state: dict) -> None:
     """Between two iterations: a checkpoint if one is due, and the end of the process if a signal asked for it."""
     due = args.checkpoint_minutes and time.monotonic() - log.saved >= 60 * args.checkpoint_minutes
     if due or log.signal:
-        save_checkpoint(folder / "checkpoint.pt", log, state)
+        save_checkpoint(folder / "checkpoint.pt", log, state, keep_previous=True)
         log.saved = time.monotonic()
     if log.signal:
         print(f"stopped at step {state['global_step']:,} by {log.signal.name}; the same command goes on", file=sys.stderr)
@@ -662,7 +664,7 @@ class Log:
     def __init__(self, args, folder: Path, config: dict, kept: dict | None = None, parent: Path | None = None):
         anew = {"learned": [0, 0.0], "seconds": 0.0, "sent": 0}
         was = kept["log"] if kept else {"curves": "global_step,tag,value\n", "recent_returns": [], **anew}
-        if parent:  # its curves are this run's up to here
+        if parent:  # its curves are this run's up to here; clocks and what was sent are not
             was |= anew
         self.curves = open(folder / "curves.csv", "w")
         self.curves.write(was["curves"])
@@ -747,6 +749,8 @@ class Log:
 
     def close(self, summary: dict, played: list[dict], files: list[Path]) -> None:
         self.bar.close()
+        self.curves.flush()
+        os.fsync(self.curves.fileno())  # summary.json, which says that all is there, comes after it
         self.curves.close()
         self.tensorboard.close()
         if self.wandb:
@@ -844,10 +848,11 @@ def evaluate_moment(args, folder: Path, log: Log, state: dict, moment: str) -> N
     games = evals.evaluate(network, AtariGames, args.env_id, args.eval_episodes, seed, torch.get_num_threads())
     log.interruptible = False
     state["eval"] += [{"moment": moment, "global_step": state["global_step"], **game} for game in games]
-    with open(folder / "eval.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, state["eval"][0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(state["eval"])
+    file = io.StringIO()
+    writer = csv.DictWriter(file, state["eval"][0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(state["eval"])
+    write_atomically(folder / "eval.csv", file.getvalue().encode())
     log(state["global_step"], {f"eval/{moment}_return": sum(game["return"] for game in games) / len(games)})
 
 

@@ -139,8 +139,10 @@ def test_a_model_with_a_strange_tensor_is_refused_in_one_line(odd, small_run, mo
     assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: model must be a ")
 
 
-def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays_as_it_is(small_run, monkeypatch, capsys):
-    folder = small_run("ppo", prune_type="none")
+def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays_as_it_is(
+    small_run, monkeypatch, tmp_path, capsys
+):
+    folder = shutil.copytree(small_run("ppo", prune_type="none"), tmp_path / "run")
     before = (folder / "model.pt").read_bytes()
     evaluator("ppo", monkeypatch, folder, "--eval-episodes=1", "--prune-type=l1", "--prune-rate=0.8", "--greedy")
     out = capsys.readouterr().out
@@ -149,10 +151,10 @@ def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays
     assert (folder / "games-1_s1_greedy_l1-0.8_layer.csv").is_file() and (folder / "model.pt").read_bytes() == before
 
 
-def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypatch, capsys):
+def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypatch, tmp_path, capsys):
     import cv2
 
-    folder = small_run("dqn", prune_type="none")
+    folder = shutil.copytree(small_run("dqn", prune_type="none"), tmp_path / "run")
     evaluator("dqn", monkeypatch, folder / "model.pt", "--eval-episodes=1", "--seed=3", "--capture-video")
     (file,) = folder.glob("*.mp4")
     assert "recorded a game with a return of " in capsys.readouterr().out
@@ -183,11 +185,15 @@ def test_what_is_no_model_or_no_value_is_one_line_and_exit_2(words, message, sma
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("not a network")
     places = {a: small_run(a, prune_type="none") for a in NETWORKS} | {n: tmp_path / n for n in ("empty", "text")}
-    there = {path: path.stat().st_mtime_ns for place in (*places.values(), tmp_path) for path in place.rglob("*")}
+
+    def files():
+        found = [path for place in (*places.values(), tmp_path) for path in place.rglob("*")]
+        return {path: path.stat().st_mtime_ns for path in found if path.name != ".lock"}
+
+    there = files()
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         evaluator("ppo", monkeypatch, *(word.format(**places) for word in words))
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
-    after = {path: path.stat().st_mtime_ns for place in (*places.values(), tmp_path) for path in place.rglob("*")}
-    assert after == there
+    assert files() == there

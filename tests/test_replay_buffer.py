@@ -88,6 +88,15 @@ def test_a_truncated_transition_is_never_sampled_and_stacks_stop_at_the_start_of
     assert next_obs[10, :, 0, 0].tolist() == [0, 0, 10, 11]
 
 
+@pytest.mark.parametrize("steps", [10, 40], ids=["not yet full", "wrapped"])
+def test_a_buffer_that_was_saved_and_loaded_samples_the_same(steps):
+    buffer, again = ReplayBuffer(16, 1, "cpu"), ReplayBuffer(16, 1, "cpu")
+    scripted(buffer, steps)
+    again.load_state_dict(buffer.state_dict())
+    one, two = (sample(b, 64, torch.Generator().manual_seed(0)) for b in (buffer, again))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True)) and len({*one[0][:, 3, 0, 0].tolist()}) > 5
+
+
 def test_a_frame_costs_7056_bytes_and_a_transition_at_most_16_more():
     buffer = ReplayBuffer(8000, 8, "cpu")
     tensors = [t for t in vars(buffer).values() if isinstance(t, torch.Tensor)]

@@ -54,22 +54,40 @@ def test_a_fork_ends_in_the_same_bits_as_a_run_from_scratch_and_trains_half_the_
     assert (dense / "prune_point.pt").is_file() and [path.name for path in fork.glob("*.pt")] == ["model.pt"]
 
 
+@both
 def test_a_a_arms_differ_by_their_fork_seed_alone_whatever_their_parent_does_meanwhile_and_another_machine_is_named(
-    small_run, tmp_path, capsys
+    small_run, algorithm, tmp_path, capsys
 ):
-    dense, elsewhere = small_run("ppo", prune_type="none"), tmp_path / "dense"
+    dense, elsewhere = small_run(algorithm, prune_type="none"), tmp_path / "dense"
     shutil.copytree(dense, elsewhere)
     config = json.loads((dense / "config.json").read_text())
     (elsewhere / "config.json").write_text(json.dumps(config | {"device_name": "an abacus"}))
     (elsewhere / "curves.csv").write_text("global_step,tag,value\n")  # as if it had just gone on from an early checkpoint
     forks = [
-        small_run("ppo", name=name, prune_type="none", fork_from=str(parent), fork_seed=seed)
+        small_run(algorithm, name=name, prune_type="none", fork_from=str(parent), fork_seed=seed)
         for name, parent, seed in (("one", dense, 1), ("other", dense, 2), ("same", elsewhere, 1))
     ]
     assert same_bits(forks[0], forks[2]) and bits(forks[0])["model.pt"] != bits(forks[1])["model.pt"]
     assert capsys.readouterr().err.count("its checkpoint was made on an abacus, this is ") == 1
-    before = [row for row in rows(dense / "curves.csv") if int(row["global_step"]) < SMALL["ppo"]["total_timesteps"] // 2]
+    before = [row for row in rows(dense / "curves.csv") if int(row["global_step"]) < SMALL[algorithm]["total_timesteps"] // 2]
     assert rows(forks[1] / "curves.csv")[: len(before)] == before and summary(forks[1])["arm"] == "none-fork2"
+
+
+def test_a_dense_run_that_starts_again_never_takes_its_prune_point_away_from_forks(small_run, tmp_path, monkeypatch):
+    folder = shutil.copytree(small_run("ppo", prune_type="none"), tmp_path / "a")
+    (folder / "summary.json").unlink()  # as if it had been killed after its cut and before its first checkpoint
+    point, there, replace = folder / "prune_point.pt", [], os.replace
+    first = point.stat().st_ino
+
+    def replace_while_watched(*paths):
+        there.append(point.exists())
+        replace(*paths)
+        there.append(point.exists())
+
+    monkeypatch.setattr(os, "replace", replace_while_watched)
+    args = SCRIPTS["ppo"].Args(**(SMALL["ppo"] | {"prune_type": "none", "runs_dir": str(tmp_path), "run_name": "a"}))
+    assert SCRIPTS["ppo"].train(args) == folder and all(there) and len(there) >= 6
+    assert point.stat().st_ino != first and not list(folder.glob("*_previous.pt"))
 
 
 @both
@@ -105,7 +123,7 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_and_no_
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder, kills = tmp_path / "a", 3 if number == signal.SIGKILL else 1
     words = [*command(algorithm, folder, checkpoint_minutes=0.003), "--track"]
-    lives = disturb(words, folder, kills, patience=3.0, rng=random.Random(5), number=number)
+    lives = disturb(words, folder, kills, patience=1.0, rng=random.Random(5), number=number)
     assert len(lives) == kills + 1 and lives[-1][0] > 0 and lives[0][0] == 0
     assert same_bits(folder, small_run(algorithm, prune_type="l1", prune_rate=0.5))
     assert "finished" in run(words).stdout and not list(folder.glob("checkpoint*"))
@@ -142,9 +160,17 @@ def test_a_checkpoint_that_is_torn_flipped_or_empty_gives_way_to_the_one_before_
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_when_there_is_room(small_run, tmp_path):
     folder, words = tmp_path / "a", command("ppo", tmp_path / "a", checkpoint_minutes=0.001)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not (folder / "checkpoint.pt").exists():
+            time.sleep(0.01)
+        process.terminate()
+    last = (folder / "checkpoint.pt").read_bytes()
     limited = run(["bash", "-c", 'ulimit -f 2500; exec "$@"', "bash", *words])  # 2.5 MB a file; a checkpoint takes 3
     assert limited.returncode == 1 and "File too large" in limited.stderr and "Traceback" not in limited.stderr
-    assert run(words).returncode == 0 and same_bits(folder, small_run("ppo", prune_type="l1", prune_rate=0.5))
+    assert (folder / "checkpoint.pt").read_bytes() == last
+    again = run(words)
+    assert again.returncode == 0 and f"{folder} goes on at step" in again.stdout
+    assert same_bits(folder, small_run("ppo", prune_type="l1", prune_rate=0.5))
 
 
 @pytest.mark.parametrize("env_id", ["SpaceInvadersNoFrameskip-v4", "ALE/SpaceInvaders-v5"])

@@ -121,11 +121,18 @@ def test_up_to_the_cut_the_arms_of_a_seed_are_the_same_run(algorithm, small_run)
 @both
 @pytest.mark.parametrize(("prune_at", "share"), [(0.0, 0.0), (1.0, 1.0)])
 def test_a_cut_at_0_is_before_the_first_step_and_at_1_after_the_last(algorithm, prune_at, share, small_run):
-    more = {"dqn": {"tau": 0.5, "total_timesteps": 1000}, "ppo": {"anneal_lr": False, "target_kl": 1e-9, "clip_vloss": False}}
-    options = {"prune_at": prune_at, "prune_scope": "global", "prune_rate": 0.3} | more[algorithm]
+    more = {
+        "dqn": {"tau": 0.5, "total_timesteps": 1000, "learning_starts": 600},
+        "ppo": {"anneal_lr": False, "target_kl": 1e-9, "clip_vloss": False},
+    }
+    options = {"prune_at": prune_at, "prune_scope": "global", "prune_rate": 0.3, "eval_episodes": 2} | more[algorithm]
     folder = small_run(algorithm, f"at{share:g}", **options)
     total = summary(folder)["global_step"]
-    assert [int(g["global_step"]) for g in rows(folder / "eval.csv")] == [int(share * total)] * 2 + [total]
+    games = rows(folder / "eval.csv")
+    assert [int(g["global_step"]) for g in games] == [int(share * total)] * 4 + [total] * 2
+    assert len({g["seed"] for g in games}) == 6 and [g["episode"] for g in games] == ["0", "1"] * 3
+    mean = sum(float(g["return"]) for g in games[4:]) / 2
+    assert summary(folder)["eval"]["final"]["mean"] == mean and curve(folder, "eval/final_return") == [(total, mean)]
     zeros = sum(int((t == 0).sum()) for t in weights(folder).values())
     assert summary(folder)["pruned"] == round(0.3 * summary(folder)["total"]) <= zeros
     assert curve(folder, "prune/sparsity")[0][0] == int(share * total)
