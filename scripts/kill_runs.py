@@ -2,8 +2,9 @@
 
     python scripts/kill_runs.py --algorithm dqn --kills 20
 
-Some kills come at random moments, some while a checkpoint is written, some within the cut and its evaluations. It prints what
-each killed process was doing and at which step it had begun, and exits 1 if a single bit differs.
+Some kills come at random moments, some while a checkpoint is written, some between the evaluations of the cut or in the work
+that follows the last one. It prints what each killed process was doing and at which step it had begun, and exits 1 if a single
+bit differs.
 """
 
 import json
@@ -23,7 +24,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ("model.pt", "model_packed.npz", "eval.csv", "curves.csv")
-SIZES = {"dqn": ["--total-timesteps=12000", "--learning-starts=1000", "--buffer-size=6000"], "ppo": ["--total-timesteps=32768"]}
+SIZES = {"dqn": ["--total-timesteps=6000", "--learning-starts=1000", "--buffer-size=3000"], "ppo": ["--total-timesteps=12288"]}
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Args:
     kills: int = 20
     """processes to kill before the run may end"""
     patience: float = 8.0
-    """seconds that a process may live after it has loaded, at most"""
+    """seconds that a process may live after it has loaded, at most; eight times as long where its next evaluation is awaited"""
     seed: int = 1
     """seed of the moments"""
 
@@ -59,13 +60,14 @@ def disturb(
         loaded = lambda: (folder / "checkpoint.pt").exists() and "goes on" in log.read_text()  # noqa: E731, B023
         while process.poll() is None and not (loaded() or (not lives and (folder / "checkpoint.pt").exists())):
             time.sleep(0.005)
-        played = games.stat().st_size if games.exists() else 0
-        deadline = time.monotonic() + patience * (rng.random() if moment == "random" else 1)
+        played, doing = games.stat().st_mtime_ns if games.exists() else 0, "at work"
+        deadline = time.monotonic() + patience * {"random": rng.random(), "evaluation": 8}.get(moment, 1)
         while process.poll() is None and (moment == "never" or time.monotonic() < deadline):
             if moment == "checkpoint" and part.exists():
                 break
-            if moment == "evaluation" and games.exists() and games.stat().st_size > played:
-                time.sleep(0.3 * rng.random())  # the next one, or the cut between them, has begun
+            if moment == "evaluation" and games.exists() and games.stat().st_mtime_ns != played:
+                doing = "just after an evaluation"  # cutting, in the next one, or saving the results
+                time.sleep(0.05 * rng.random())
                 break
             time.sleep(0.0005)
         while_writing = part.exists()
@@ -77,7 +79,7 @@ def disturb(
         elif code not in (-number, 128 + number):
             raise SystemExit(f"error: exit {code} of {' '.join(words)}\n{log.read_text()}")
         else:
-            lives.append((began, "killed in a checkpoint" if while_writing else f"killed, moment: {moment}"))
+            lives.append((began, f"killed {'in a checkpoint' if while_writing else doing}"))
     return lives
 
 
