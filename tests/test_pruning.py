@@ -29,7 +29,7 @@ scopes = pytest.mark.parametrize("scope", ["layer", "global"])
 biases = pytest.mark.parametrize("bias", [True, False], ids=["with biases", "weights only"])
 
 
-def build(algorithm: str, hidden_size: int = 64):
+def build(algorithm: str, hidden_size: int = 512):
     torch.manual_seed(1)
     network = NETWORKS[algorithm](6, hidden_size).to(memory_format=torch.channels_last)
     return network, make_adam(network, 1e-3, eps=1e-8)
@@ -151,7 +151,7 @@ def test_momentum_alone_would_move_pruned_entries_off_zero():
 
 
 def test_a_mask_that_empties_a_tensor_is_allowed_by_the_global_scope():
-    agent, _ = build("ppo", 512)  # its actor is born a hundred times smaller than its other layers
+    agent, _ = build("ppo")  # its actor is born a hundred times smaller than its other layers
     counts = zeros(make_masks(prunable(agent, bias=False), "l1", 0.05, "global", 0))
     assert counts["actor.weight"] == agent.actor.weight.numel() and counts["fc1.weight"] < agent.fc1.weight.numel()
 

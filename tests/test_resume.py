@@ -116,7 +116,8 @@ def test_a_fork_by_a_script_that_has_changed_since_is_refused_by_name(small_run,
     assert not (dense.parent / "fork").exists()
 
 
-@pytest.mark.parametrize(("algorithm", "number"), [("dqn", signal.SIGKILL), ("ppo", signal.SIGKILL), ("ppo", signal.SIGTERM)])
+@both
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_and_no_doubled_point(
     small_run, algorithm, number, tmp_path, monkeypatch
 ):
