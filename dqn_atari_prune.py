@@ -1015,10 +1015,10 @@ class QNetwork(nn.Module):
         self.fc2 = nn.Linear(hidden_size, num_actions)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.conv1(scaled(obs)))
-        x = F.relu(self.conv2(x))
-        x = F.relu(self.conv3(x)).flatten(1)
-        x = F.relu(self.fc1(x))
+        x = F.relu(self.conv1(scaled(obs)), inplace=True)
+        x = F.relu(self.conv2(x), inplace=True)
+        x = F.relu(self.conv3(x), inplace=True).flatten(1)
+        x = F.relu(self.fc1(x), inplace=True)
         with torch.autocast(x.device.type, enabled=False):  # values between 2 and 4 would come in steps of 1/64 in bf16
             return self.fc2(x.float())
 
@@ -1095,7 +1095,9 @@ class ReplayBuffer:
         stack = (places[:, None] + self.back) % self.places  # (batch, 5)
         frames = self.frames.index_select(0, stack.flatten()).view(batch_size, 5, 84, 84)
         frames *= (facts[:, :1] >= self.oldest)[..., None, None]
-        return frames[:, :4], facts[:, 1].long(), facts[:, 2].float(), frames[:, 1:], facts[:, 3].bool()
+        frames = frames.unbind(1)
+        obs, next_obs = (torch.stack(four, dim=-1).movedim(-1, 1) for four in (frames[:4], frames[1:]))  # channels last
+        return obs, facts[:, 1].long(), facts[:, 2].float(), next_obs, facts[:, 3].bool()
 
 
 def linear_schedule(start_e: float, end_e: float, duration: float, t: int) -> float:
