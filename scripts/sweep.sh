@@ -68,7 +68,7 @@ work() {
   trap exit TERM INT
   IFS=$'\t' read -r name parent _ _ command <<<"$1"
   until [[ $parent == - || -e $RUNS_DIR/$parent/prune_point.pt ]]; do
-    [[ ! -e $failures/$parent ]] || { touch "$failures/$name" && echo "failed $name (so did its dense twin)" && return; }
+    [[ ! -e $failures/$parent ]] || { touch "$failures/$name" && echo "failed $name (no dense twin)" && return; }
     sleep 1
   done
   trap 'stop=1' TERM INT # python writes its checkpoint: wait for it
@@ -82,7 +82,7 @@ work() {
   done
   case $code in
     0) echo "finished $name" ;;
-    75 | 130 | 143) echo "stopped $name" ;;
+    75 | 130 | 143) touch "$failures/$name" && echo "stopped $name" ;; # its arms are not to wait for it
     *) touch "$failures/$name" && echo "failed $name (exit $code, see $RUNS_DIR/$name.log)" ;;
   esac
 }

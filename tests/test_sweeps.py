@@ -133,6 +133,19 @@ def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_runs_o
     assert {name for name, text in logs.items() if "is finished; --overwrite starts anew" not in text} == {name}
 
 
+def test_arms_of_a_dense_run_that_was_stopped_alone_do_not_wait_for_it_and_the_same_command_goes_on(tmp_path):
+    words, environment = sweep("ppo", *flags(SMALL["ppo"]), RATES="0.5", RUNS_DIR=str(tmp_path), JOBS="2")
+    driver = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    dense = ["pkill", "-TERM", "-f", f"^[^ ]*python[^ ]* ppo_atari_prune.py .* --runs-dir {tmp_path} "]
+    while subprocess.run(dense).returncode:
+        time.sleep(0.1)
+    printed, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 143 and "stopped: 1 runs are not finished" in errors, printed + errors
+    assert printed.count("(no dense twin)") == 2
+    done = run("ppo", *flags(SMALL["ppo"]), RATES="0.5", RUNS_DIR=str(tmp_path), JOBS="2")
+    assert done.returncode == 0 and done.stdout.count("finished ") == 3, done.stdout + done.stderr
+
+
 def test_the_file_for_wandb_agents_holds_the_ppo_matrix_in_words_that_the_script_takes():
     config = yaml.safe_load((ROOT / "scripts" / "wandb_sweep.yaml").read_text())
     grid = {name: parameter["values"] for name, parameter in config["parameters"].items()}
