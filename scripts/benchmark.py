@@ -169,8 +169,9 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
     state = {"network": network, "optimizer": script.make_adam(network, 1e-4, 1e-8), "generators": []}
     state["graphs"] = device.type == "cuda"
 
-    def frames(batch: int) -> torch.Tensor:
-        return torch.randint(256, (batch, 4, 84, 84), dtype=torch.uint8, device=device)
+    def frames(batch: int, memory_format=torch.channels_last) -> torch.Tensor:
+        obs = torch.randint(256, (batch, 4, 84, 84), dtype=torch.uint8, device=device)
+        return obs.contiguous(memory_format=memory_format)
 
     def forward(obs: torch.Tensor):
         with torch.no_grad(), autocast():
@@ -201,7 +202,7 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
         games.send(rng.integers(0, games.num_actions, n))
         games.receive()
 
-    rng, acting = np.random.default_rng(0), frames(n)
+    rng, acting = np.random.default_rng(0), frames(n, torch.contiguous_format)  # as the emulator hands them over
     tensors = script.prunable(network)
     masks = script.make_masks(tensors, "l1", 0.5, "layer", seed=1)
     for name in masks:

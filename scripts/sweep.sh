@@ -68,7 +68,7 @@ work() {
   trap exit TERM INT
   IFS=$'\t' read -r name parent _ _ command <<<"$1"
   until [[ $parent == - || -e $RUNS_DIR/$parent/prune_point.pt ]]; do
-    [[ ! -e $failures/$parent ]] || { touch "$failures/$name" && echo "failed $name (no dense twin)" && return; }
+    [[ ! -e $failures/$parent ]] || { touch "$failures/$name" && echo "failed $name (no prune point from its dense twin)" && return; }
     sleep 1
   done
   trap 'stop=1' TERM INT # python writes its checkpoint: wait for it
@@ -88,7 +88,7 @@ work() {
 }
 export -f work
 
-# Agent steps that are left in the whole list; a failed run has none.
+# Agent steps that are left in the whole list; a run that failed or was stopped has none.
 left() {
   local name first last step sum=0
   while IFS=$'\t' read -r name _ first last _; do
@@ -122,7 +122,7 @@ report() {
     echo "  $finished of $all done, $running running, $failed failed, $hours hours left"
   done
   if ((finished + failed < all)); then
-    echo "stopped: $((all - finished - failed)) runs are not finished; the same command goes on" >&2
+    echo "stopped: $((all - finished)) runs are not finished; the same command goes on" >&2
     exit 143
   fi
   ((failed == 0)) || echo "error: $failed runs failed (see above); the same command runs only those again" >&2

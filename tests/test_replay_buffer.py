@@ -51,6 +51,7 @@ def test_sampled_stacks_equal_what_the_environment_showed_over_a_ring_that_wraps
                         key = (o[k].tobytes(), int(a[k]), int(np.sign(s.rewards[k])), bool(s.terminations[k]))
                         shown.setdefault(key, []).append((s.obs[k].tobytes(), bool(s.game_starts[k])))
             o, a, r, n, d = sample(buffer, 32, generator)
+            assert o.is_contiguous(memory_format=torch.channels_last) and n.is_contiguous(memory_format=torch.channels_last)
             for i in range(32):
                 key = (o[i].numpy().tobytes(), int(a[i]), int(r[i]), bool(d[i]))
                 assert key in shown

@@ -138,10 +138,11 @@ def test_arms_of_a_dense_run_that_was_stopped_alone_do_not_wait_for_it_and_the_s
     driver = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     dense = ["pkill", "-TERM", "-f", f"^[^ ]*python[^ ]* ppo_atari_prune.py .* --runs-dir {tmp_path} "]
     while subprocess.run(dense).returncode:
+        assert driver.poll() is None
         time.sleep(0.1)
     printed, errors = driver.communicate(timeout=60)
-    assert driver.returncode == 143 and "stopped: 1 runs are not finished" in errors, printed + errors
-    assert printed.count("(no dense twin)") == 2
+    assert driver.returncode == 143 and "stopped: 3 runs are not finished" in errors, printed + errors
+    assert printed.count("(no prune point from its dense twin)") == 2
     done = run("ppo", *flags(SMALL["ppo"]), RATES="0.5", RUNS_DIR=str(tmp_path), JOBS="2")
     assert done.returncode == 0 and done.stdout.count("finished ") == 3, done.stdout + done.stderr
 

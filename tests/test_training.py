@@ -140,6 +140,26 @@ def test_a_cut_at_0_is_before_the_first_step_and_at_1_after_the_last(algorithm, 
         assert ("actor.weight" in summary(folder)["emptied"]) == (algorithm == "ppo")
 
 
+def test_ppo_learns_from_the_very_frames_that_it_acted_on_and_they_lie_channels_last(monkeypatch, tmp_path):
+    ppo, seen, learned = SCRIPTS["ppo"], [], []
+    send, update = ppo.AtariGames.send, ppo.update
+
+    def send_and_keep(games, actions):
+        seen.extend(frames.tobytes() for frames in games.obs)
+        send(games, actions)
+
+    def update_and_keep(agent, optimizer, masks, minibatch, *others):
+        learned.append(minibatch[0])
+        return update(agent, optimizer, masks, minibatch, *others)
+
+    monkeypatch.setattr(ppo.AtariGames, "send", send_and_keep)
+    monkeypatch.setattr(ppo, "update", update_and_keep)
+    options = SMALL["ppo"] | {"total_timesteps": 128, "num_steps": 64, "update_epochs": 1, "eval_episodes": 0}
+    ppo.train(ppo.Args(runs_dir=str(tmp_path), prune_type="none", **options))
+    assert all(frames.is_contiguous(memory_format=torch.channels_last) for frames in learned)
+    assert sorted(frames.numpy().tobytes() for frames in torch.cat(learned)) == sorted(seen) and len(set(seen)) > 50
+
+
 @both
 def test_a_script_copied_alone_into_an_empty_folder_trains_prunes_counts_and_saves(algorithm, tmp_path):
     script = shutil.copy(ROOT / f"{algorithm}_atari_prune.py", tmp_path)
