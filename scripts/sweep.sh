@@ -68,7 +68,7 @@ work() {
   trap exit TERM INT
   IFS=$'\t' read -r name parent _ _ command <<<"$1"
   until [[ $parent == - || -e $RUNS_DIR/$parent/prune_point.pt ]]; do
-    [[ ! -e $failures/$parent ]] || { touch "$failures/$name" && echo "failed $name (no prune point from its dense twin)" && return; }
+    [[ ! -e $failures/$parent ]] || { touch "$failures/$name" && echo "failed $name (no prune point of its twin)" && return; }
     sleep 1
   done
   trap 'stop=1' TERM INT # python writes its checkpoint: wait for it

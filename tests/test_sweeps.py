@@ -142,7 +142,7 @@ def test_arms_of_a_dense_run_that_was_stopped_alone_do_not_wait_for_it_and_the_s
         time.sleep(0.1)
     printed, errors = driver.communicate(timeout=60)
     assert driver.returncode == 143 and "stopped: 3 runs are not finished" in errors, printed + errors
-    assert printed.count("(no prune point from its dense twin)") == 2
+    assert printed.count("(no prune point of its twin)") == 2
     done = run("ppo", *flags(SMALL["ppo"]), RATES="0.5", RUNS_DIR=str(tmp_path), JOBS="2")
     assert done.returncode == 0 and done.stdout.count("finished ") == 3, done.stdout + done.stderr
 
