@@ -616,8 +616,8 @@ def begin(args, folder: Path, config: dict, state: dict) -> "Log":
     """Start the log, and the state where the run left off: its checkpoint, its parent's prune point, or nothing at all."""
     kept, parent = load_checkpoint(folder / "checkpoint.pt"), Path(args.fork_from) if args.fork_from else None
     forks = kept is None and parent is not None
-    if forks:
-        kept = load_checkpoint(parent / "prune_point.pt")
+    if forks and (kept := load_checkpoint(parent / "prune_point.pt")) is None:
+        raise OSError(f"the prune point of {parent} is gone: that run was started anew")
     log = Log(args, folder, config, kept, parent if forks else None)
     signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     for number in signals:

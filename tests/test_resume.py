@@ -90,6 +90,22 @@ def test_a_dense_run_that_starts_again_never_takes_its_prune_point_away_from_for
     assert point.stat().st_ino != first and not list(folder.glob("*_previous.pt"))
 
 
+def test_a_fork_whose_parent_is_started_anew_in_the_same_moment_ends_with_a_line(small_run, tmp_path, monkeypatch, capsys):
+    parent, words = shutil.copytree(small_run("ppo", prune_type="none"), tmp_path / "dense"), command("ppo", tmp_path / "fork")
+    opened = SCRIPTS["ppo"].open_run
+
+    def open_run_and_lose_the_parent(args):
+        run = opened(args)
+        (parent / "prune_point.pt").unlink()
+        return run
+
+    monkeypatch.setattr(SCRIPTS["ppo"], "open_run", open_run_and_lose_the_parent)
+    monkeypatch.setattr(sys, "argv", [*words[1:], "--prune-type=l1", f"--fork-from={parent}"])
+    with pytest.raises(SystemExit, match="1"):
+        SCRIPTS["ppo"].main()
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: the prune point of {parent} is gone: that run was started anew"
+
+
 @both
 def test_a_fork_of_other_options_is_refused_and_the_difference_named(small_run, algorithm, tmp_path):
     dense = small_run(algorithm, prune_type="none")
