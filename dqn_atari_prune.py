@@ -956,11 +956,12 @@ def make_adam(network: nn.Module, learning_rate: float, eps: float) -> torch.opt
 
 
 def live_tensors(state: dict) -> dict[str, torch.Tensor]:
-    """Weights and moments by name: the memory itself that the networks, the optimizer and the graphs work on."""
+    """Weights, moments and DQN's last losses by name: the memory itself that the networks, Adam and the graphs work on."""
     parts = {name: state[name].state_dict() for name in ("network", "target_network") if name in state}
     moments = {name: state["optimizer"].state[p] for name, p in state["network"].named_parameters()}
     tensors = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
-    return tensors | {f"optimizer.{name}.{key}": t for name, kept in moments.items() for key, t in kept.items()}
+    tensors |= {f"optimizer.{name}.{key}": t for name, kept in moments.items() for key, t in kept.items()}
+    return tensors | ({"losses": state["losses"]} if "losses" in state else {})
 
 
 def capture(function, state: dict):
@@ -1177,7 +1178,7 @@ def train(args: Args) -> Path:
     batch_generator = torch.Generator(memory).manual_seed(derive_seed(args.seed, "minibatches"))
     state = {"network": q_network, "target_network": target_network, "optimizer": optimizer, "masks": {}, "games": games}
     state |= {"buffer": buffer, "generators": [act_generator, batch_generator], "global_step": 0, "eval": [], "emptied": []}
-    state |= {"sparsity": 0.0, "device": device.type, "graphs": memory.type == "cuda"}
+    state |= {"losses": torch.zeros(2, device=device), "sparsity": 0.0, "device": device.type, "graphs": memory.type == "cuda"}
     schedule = partial(linear_schedule, args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps)
     buffer.start(torch.from_numpy(games.obs))
     log = begin(args, folder, config, state)
@@ -1197,10 +1198,11 @@ def train(args: Args) -> Path:
     def store() -> None:
         buffer.store(sent["obs"], sent["facts"], sent["places"])
 
-    def learn(updates: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def learn(updates: int) -> None:
         batch = buffer.sample(updates * args.batch_size, sent["window"], batch_generator)
         batch = [t.to(device) for t in batch]
-        return update(q_network, target_network, optimizer, masks, batch, args.batch_size, args.gamma, autocast)
+        losses = update(q_network, target_network, optimizer, masks, batch, args.batch_size, args.gamma, autocast)
+        state["losses"].copy_(torch.stack(losses))
 
     @cache
     def graph(function, *constants):
@@ -1213,7 +1215,7 @@ def train(args: Args) -> Path:
         games.send(actions)  # the emulator's threads step while the network learns from what is stored
         due = crossings(max(before, args.learning_starts), max(after, args.learning_starts), args.train_frequency)
         if due:
-            losses = graph(learn, due)()
+            graph(learn, due)()
         if after > args.learning_starts:
             for _ in range(crossings(before, after, args.target_network_frequency)):
                 sync_target(target_network, q_network, args.tau)
@@ -1227,7 +1229,7 @@ def train(args: Args) -> Path:
             speed = log.lap(after, args.learning_starts)
             metrics = {"charts/epsilon": schedule(before)}
             if after > args.learning_starts + args.train_frequency:
-                metrics |= {"losses/td_loss": losses[0].item(), "losses/q_values": losses[1].item()}
+                metrics |= dict(zip(("losses/td_loss", "losses/q_values"), state["losses"].tolist(), strict=True))
             log(after, metrics, {"charts/SPS": speed})
             log.progress(after, speed, state["sparsity"])
         if iteration == cut_iteration(args):

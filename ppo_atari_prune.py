@@ -958,11 +958,12 @@ def make_adam(network: nn.Module, learning_rate: float, eps: float) -> torch.opt
 
 
 def live_tensors(state: dict) -> dict[str, torch.Tensor]:
-    """Weights and moments by name: the memory itself that the networks, the optimizer and the graphs work on."""
+    """Weights, moments and DQN's last losses by name: the memory itself that the networks, Adam and the graphs work on."""
     parts = {name: state[name].state_dict() for name in ("network", "target_network") if name in state}
     moments = {name: state["optimizer"].state[p] for name, p in state["network"].named_parameters()}
     tensors = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
-    return tensors | {f"optimizer.{name}.{key}": t for name, kept in moments.items() for key, t in kept.items()}
+    tensors |= {f"optimizer.{name}.{key}": t for name, kept in moments.items() for key, t in kept.items()}
+    return tensors | ({"losses": state["losses"]} if "losses" in state else {})
 
 
 def capture(function, state: dict):

@@ -54,6 +54,16 @@ def test_a_fork_ends_in_the_same_bits_as_a_run_from_scratch_and_trains_half_the_
     assert (dense / "prune_point.pt").is_file() and [path.name for path in fork.glob("*.pt")] == ["model.pt"]
 
 
+def test_a_dqn_that_goes_on_between_two_updates_logs_the_losses_of_the_one_before(small_run):
+    at = 998 / SMALL["dqn"]["total_timesteps"]  # updates at 992 and 1008, a log at 1000
+    options = {"train_frequency": 16, "prune_at": at}
+    scratch = small_run("dqn", prune_type="l1", prune_rate=0.5, **options)
+    dense = small_run("dqn", prune_type="none", **options)
+    fork = small_run("dqn", name="fork", prune_type="l1", prune_rate=0.5, fork_from=str(dense), **options)
+    logged = [row["global_step"] for row in rows(fork / "curves.csv") if row["tag"] == "losses/td_loss"]
+    assert same_bits(fork, scratch) and logged == ["1000", "2000"]
+
+
 @both
 def test_a_a_arms_differ_by_their_fork_seed_alone_whatever_their_parent_does_meanwhile_and_another_machine_is_named(
     small_run, algorithm, tmp_path, capsys
