@@ -4,17 +4,22 @@
     python scripts/benchmark.py --programs ours --jobs 1 2 4 --algorithms dqn
 
 Programs run in turn, A B C A B C, each in a process of its own, with CleanRL's hyperparameters and `--learning-starts` lowered
-for all alike; burn-in is left out. CleanRL's DQN plays one game at a time, as it must.
+for all alike; burn-in is left out. DQN explores with epsilon 0.01 from the start, as in nine tenths of its training: CleanRL
+and stable-baselines3 skip the network where they explore. CleanRL's DQN plays one game at a time, as it must. Peak memory is
+what was touched: buffers fill up as a run goes on.
 """
 
+import copy
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -54,22 +59,25 @@ class Args:
     cleanrl_python: str = sys.executable
     """python that runs it"""
     json: Path | None = None
-    """file for the table and the bounds"""
+    """file for all measurements, the table and the bounds"""
     csv: Path | None = None
     """file to which a row a measurement is appended"""
     sb3: Literal["dqn", "ppo"] | None = None
     """train stable-baselines3 here and print its steps: what this program starts as a process of its own"""
 
 
-def ours(algorithm: str, args: Args, jobs: int, scratch: str) -> tuple[list[str], list[float], int]:
+def threads_each(args: Args, jobs: int) -> int:
+    return args.num_threads or max(1, len(os.sched_getaffinity(0)) // jobs)
+
+
+def ours(algorithm: str, args: Args, jobs: int, scratch: str) -> tuple[list[str], list[float], dict]:
     """Command of the first, steps per second of each of several runs side by side, and the peak memory of one in bytes."""
-    threads = args.num_threads or max(1, len(os.sched_getaffinity(0)) // jobs)
     steps = args.steps + (args.learning_starts if algorithm == "dqn" else 0)
     words = [sys.executable, str(ROOT / f"{algorithm}_atari_prune.py"), "--total-timesteps", str(steps)]
     words += ["--prune-type", "l1", "--prune-rate", "0.5", "--eval-episodes", "0", "--num-envs", str(args.num_envs)]
-    words += ["--num-threads", str(threads), "--checkpoint-minutes", "0", "--env-id", ENV_ID]
+    words += ["--num-threads", str(threads_each(args, jobs)), "--checkpoint-minutes", "0", "--env-id", ENV_ID]
     if algorithm == "dqn":
-        words += ["--learning-starts", str(args.learning_starts), "--buffer-size", "100000"]
+        words += ["--learning-starts", str(args.learning_starts), "--buffer-size", "100000", "--start-e", "0.01"]
     folders = [Path(scratch) / f"{algorithm}-{time.time_ns()}-{job}" for job in range(jobs)]
     runs = [
         subprocess.Popen(
@@ -80,12 +88,17 @@ def ours(algorithm: str, args: Args, jobs: int, scratch: str) -> tuple[list[str]
     if any([run.wait() for run in runs]):
         raise SystemExit(f"error: failed: {' '.join(words)}")
     times = [json.loads((folder / "summary.json").read_text())["time"] for folder in folders]
-    return words, [t["agent_steps_per_second_while_learning"] for t in times], max(t["peak_ram_bytes"] for t in times)
+    peaks = {name: max(t[name] or 0 for t in times) for name in ("peak_ram_bytes", "peak_gpu_bytes")}
+    speeds = [t["agent_steps_per_second_while_learning"] for t in times]
+    if None in speeds:
+        print(f"error: --steps must be several thousand, got {args.steps}: no lap of learning was whole", file=sys.stderr)
+        sys.exit(2)
+    return words, speeds, peaks
 
 
 def watched(
     words: list[str], env: dict, pattern: str, steps_per_line: int, seconds: float
-) -> tuple[list[str], list[float], int]:
+) -> tuple[list[str], list[float], dict]:
     """The same of a program that prints a line each steps_per_line agent steps: the slope over its lines after three."""
     process = subprocess.Popen(words, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     arrivals, output = [], []
@@ -95,17 +108,21 @@ def watched(
             arrivals.append(time.perf_counter())
             if len(arrivals) > 4 and arrivals[-1] - arrivals[3] > seconds:
                 break
-    process.kill()
+    os.kill(process.pid, signal.SIGKILL)  # not process.kill(), which would reap one that has ended
     _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = -9
+    process.returncode = -signal.SIGKILL
     if len(arrivals) < 5:
         raise SystemExit(f"error: no steps came from {' '.join(words)}:\n{''.join(output[-15:])}")
-    return words, [steps_per_line * (len(arrivals) - 4) / (arrivals[-1] - arrivals[3])], usage.ru_maxrss * 1024
+    return (
+        words,
+        [steps_per_line * (len(arrivals) - 4) / (arrivals[-1] - arrivals[3])],
+        {"peak_ram_bytes": usage.ru_maxrss * 1024},
+    )
 
 
-def cleanrl(algorithm: str, args: Args) -> tuple[list[str], list[float], int]:
+def cleanrl(algorithm: str, args: Args) -> tuple[list[str], list[float], dict]:
     words = [args.cleanrl_python, "-c", START, f"{args.cleanrl}/cleanrl/{algorithm}_atari.py", "--env-id", ENV_ID]
-    dqn = ["--learning-starts", str(args.learning_starts), "--buffer-size", "100000"]
+    dqn = ["--learning-starts", str(args.learning_starts), "--buffer-size", "100000", "--start-e", "0.01"]
     words += dqn if algorithm == "dqn" else ["--num-envs", str(args.num_envs)]
     env = {"PYTHONPATH": str(args.cleanrl), "PYTHONUNBUFFERED": "1"}
     if args.num_threads:
@@ -113,7 +130,7 @@ def cleanrl(algorithm: str, args: Args) -> tuple[list[str], list[float], int]:
     return watched(words, env, "^SPS:", 100 if algorithm == "dqn" else 128 * args.num_envs, args.seconds)
 
 
-def sb3(algorithm: str, args: Args) -> tuple[list[str], list[float], int]:
+def sb3(algorithm: str, args: Args) -> tuple[list[str], list[float], dict]:
     words = [sys.executable, __file__, "--sb3", algorithm, "--num-envs", str(args.num_envs)]
     words += ["--learning-starts", str(args.learning_starts), "--num-threads", str(args.num_threads)]
     return watched(words, {"PYTHONUNBUFFERED": "1"}, "^stepped", 128 * args.num_envs, args.seconds)
@@ -142,9 +159,10 @@ def train_sb3(args: Args) -> None:
     if args.sb3 == "dqn":
         updates = max(1, args.num_envs // 4)
         every = {"train_freq": max(1, 4 // args.num_envs), "gradient_steps": updates, "target_update_interval": 1000}
-        model = DQN(
-            **shared, **every, learning_rate=1e-4, buffer_size=20_000, batch_size=32, learning_starts=args.learning_starts
-        )
+        memory = {"buffer_size": 100_000, "optimize_memory_usage": True}  # as CleanRL's, of the same class
+        memory["replay_buffer_kwargs"] = {"handle_timeout_termination": False}
+        explore = {"exploration_initial_eps": 0.01, "exploration_final_eps": 0.01, "learning_starts": args.learning_starts}
+        model = DQN(**shared, **every, **memory, **explore, learning_rate=1e-4, batch_size=32)
     else:
         losses = {"clip_range": 0.1, "clip_range_vf": 0.1, "ent_coef": 0.01, "vf_coef": 0.5}
         model = PPO(**shared, **losses, n_steps=128, batch_size=32 * args.num_envs, n_epochs=4, learning_rate=2.5e-4)
@@ -152,28 +170,31 @@ def train_sb3(args: Args) -> None:
 
 
 def parts(algorithm: str, args: Args) -> dict[str, float]:
-    """Microseconds a step of all games of each part alone: emulator, acting, learning, masking the gradients of its updates;
-    on a GPU as graph replays."""
+    """Microseconds a step of all games of each part alone: emulator, acting, learning (its passes through the network), and of
+    one whole update and the mask of its gradients; on a GPU as graph replays."""
     import dqn_atari_prune
     import ppo_atari_prune
 
     script = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}[algorithm]
-    resolved = script.resolve(script.Args(num_threads=args.num_threads), {})
+    options = script.Args(num_threads=threads_each(args, args.jobs[0]))
+    resolved = script.resolve(options, {})
     device, n = torch.device(resolved["device"]), args.num_envs
     torch.set_num_threads(resolved["num_threads"])
     torch.set_flush_denormal(True)
-    autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=resolved["precision"] == "bf16")  # noqa: E731
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=resolved["precision"] == "bf16")
     games = script.AtariGames(ENV_ID, n, 1, resolved["num_threads"])
     network = (script.QNetwork if algorithm == "dqn" else script.Agent)(games.num_actions)
     network = network.to(device, memory_format=torch.channels_last)
-    state = {"network": network, "optimizer": script.make_adam(network, 1e-4, 1e-8), "generators": []}
-    state["graphs"] = device.type == "cuda"
+    target, optimizer = copy.deepcopy(network), script.make_adam(network, 1e-4, 1e-8)
+    state = {"network": network, "optimizer": optimizer, "generators": [], "graphs": device.type == "cuda"}
+    masks = script.make_masks(script.prunable(network), "l1", 0.5, "layer", seed=1)
+    rng = np.random.default_rng(0)
 
-    def frames(batch: int, memory_format=torch.channels_last) -> torch.Tensor:
+    def frames(batch: int) -> torch.Tensor:
         obs = torch.randint(256, (batch, 4, 84, 84), dtype=torch.uint8, device=device)
-        return obs.contiguous(memory_format=memory_format)
+        return obs.contiguous(memory_format=torch.channels_last)
 
-    def forward(obs: torch.Tensor):
+    def forward(network, obs: torch.Tensor):
         with torch.no_grad(), autocast():
             return network(obs)
 
@@ -182,9 +203,6 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
             out = network(obs)
         sum(t.square().mean() for t in (out if isinstance(out, tuple) else (out,))).backward()
         network.zero_grad()
-
-    def mask() -> None:
-        script.mask_gradients(network, masks)
 
     def microseconds(function, repeats: int) -> float:
         for _ in range(3):
@@ -202,33 +220,35 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
         games.send(rng.integers(0, games.num_actions, n))
         games.receive()
 
-    rng, acting = np.random.default_rng(0), frames(n, torch.contiguous_format)  # as the emulator hands them over
-    tensors = script.prunable(network)
-    masks = script.make_masks(tensors, "l1", 0.5, "layer", seed=1)
-    for name in masks:
-        network.get_parameter(name).grad = torch.randn_like(tensors[name])
-    if algorithm == "dqn":  # train_frequency 4, batch 32: the targets of the updates of a step are one forward pass
-        following, batches = frames(8 * n), [frames(32) for _ in range(max(1, n // 4))]
-        learn, share, updates = (lambda: [forward(following), *map(backward, batches)]), min(1, n / 4), n / 4
+    if algorithm == "dqn":  # train_frequency 4, batch 32: the targets of the updates that one step asks for are one pass
+        at_once = max(1, n // 4)
+        following, batches = frames(32 * at_once), [frames(32) for _ in range(at_once)]
+        learn, share = (lambda: [forward(target, following), *map(backward, batches)]), n / 4 / at_once
+        actions, numbers = (torch.zeros(32, dtype=kind, device=device) for kind in (torch.int64, torch.float32))
+        batch = (batches[0], actions, numbers, frames(32), numbers.bool())
+        update = partial(script.update, network, target, optimizer, masks, batch, 32, 0.99, autocast)
     else:  # 4 epochs of 4 minibatches a rollout of 128 steps
-        batch = frames(32 * n)
-        learn, share, updates = (lambda: backward(batch)), 16 / 128, 16 / 128
+        minibatch = frames(32 * n)
+        learn, share = partial(backward, minibatch), 16 / 128
+        actions, numbers = (torch.zeros(32 * n, dtype=kind, device=device) for kind in (torch.int64, torch.float32))
+        update = partial(script.update, network, optimizer, masks, (minibatch, actions, *[numbers] * 4), options, autocast)
+    acting = torch.from_numpy(games.obs).to(device)  # as the emulator hands them over
     repeats = 300 if device.type == "cuda" else 20
-    masking = microseconds(script.capture(mask, state), repeats) * updates  # first: learning clears the gradients
     return {
-        "masking": masking,
+        "update": microseconds(script.capture(update, state), repeats),
+        "mask": microseconds(script.capture(partial(script.mask_gradients, network, masks), state), 1000),
         "emulator": microseconds(step, 1000 if device.type == "cuda" else 200),
-        "acting": microseconds(script.capture(lambda: forward(acting), state), repeats),
+        "acting": microseconds(script.capture(partial(forward, network, acting), state), repeats),
         "learning": microseconds(script.capture(learn, state), repeats) * share,
     }
 
 
-def bound(algorithm: str, us: dict[str, float]) -> float:
-    """Microseconds below which a step of all games cannot come: on a CPU all parts in turn; on a GPU the emulator and acting
-    (PPO), or the longer of emulator and learning (DQN), which run side by side."""
-    if not torch.cuda.is_available():
-        return us["emulator"] + us["acting"] + us["learning"]
-    return us["emulator"] + us["acting"] if algorithm == "ppo" else max(us["emulator"], us["learning"])
+def bound(algorithm: str, us: dict[str, float], cuda: bool) -> float:
+    """Microseconds below which a step of all games cannot come: its parts in turn, but for DQN's learning on a GPU, during
+    which the emulator's threads have the CPU for themselves."""
+    if cuda and algorithm == "dqn":
+        return us["acting"] + max(us["emulator"], us["learning"])
+    return us["emulator"] + us["acting"] + us["learning"]
 
 
 def main() -> None:
@@ -238,25 +258,32 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     programs = [p for p in args.programs if p != "cleanrl" or args.cleanrl]
     plan = [(a, p, jobs) for a in args.algorithms for p in programs for jobs in (args.jobs if p == "ours" else (1,))]
-    rows = []
+    rows, bounds = [], []
     with tempfile.TemporaryDirectory() as scratch:
         for repetition in range(1, args.rounds + 1):
             for algorithm, program, jobs in plan:
                 measure = {"cleanrl": cleanrl, "sb3": sb3}.get(program)
-                words, speeds, memory = measure(algorithm, args) if measure else ours(algorithm, args, jobs, scratch)
+                words, speeds, peaks = measure(algorithm, args) if measure else ours(algorithm, args, jobs, scratch)
                 envs = 1 if (program, algorithm) == ("cleanrl", "dqn") else args.num_envs
                 row = {"device": device, "cores": len(os.sched_getaffinity(0)), "program": program, "algorithm": algorithm}
                 row |= {"num_envs": envs, "side_by_side": jobs, "steps_per_second": round(sum(speeds), 1)}
-                row |= {"peak_ram_bytes": memory, "repetition": repetition}
+                row |= {"peak_ram_bytes": None, "peak_gpu_bytes": None} | peaks | {"repetition": repetition}
                 command = " ".join(Path(w).name if os.sep in w else f"'{w}'" if " " in w else w for w in words)
                 rows.append(row | {"command": command})
                 print(f"{repetition}: {program} {algorithm} x{jobs}: {sum(speeds):.0f} steps/s", flush=True)
                 if args.csv:
-                    pd.DataFrame(rows[-1:]).to_csv(args.csv, mode="a", header=not args.csv.exists(), index=False)
+                    before = [pd.read_csv(args.csv)] if args.csv.exists() else []
+                    pd.concat([*before, pd.DataFrame(rows[-1:])]).to_csv(args.csv, index=False)
+                if program == "ours" and jobs == args.jobs[0]:
+                    us = parts(algorithm, args)
+                    us |= {"bound": bound(algorithm, us, torch.cuda.is_available()), "step": envs / sum(speeds) * jobs * 1e6}
+                    us |= {"bound / step": us["bound"] / us["step"], "mask / update": us["mask"] / us["update"]}
+                    bounds.append({"algorithm": algorithm, "repetition": repetition} | us)
     frame = pd.DataFrame(rows)
     keys = ["algorithm", "program", "side_by_side"]
     table = frame.groupby(keys).steps_per_second.agg(["median", "min", "max"])
-    table["peak_ram_GB"] = frame.groupby(keys).peak_ram_bytes.max() / 1e9
+    for kind in ("ram", "gpu"):
+        table[f"peak_{kind}_GB"] = frame.groupby(keys)[f"peak_{kind}_bytes"].max() / 1e9
     speed = frame.pivot(index="repetition", columns=keys, values="steps_per_second")
     base = next((p for p in ("cleanrl", "sb3") if p in programs), None)
     if base:  # round by round: what drifts over a round drifts for all
@@ -264,17 +291,16 @@ def main() -> None:
         for name in ("median", "min", "max"):
             table[f"{name} ratio to {base}"] = ratios.agg(name)
     print(table.round(2).to_string())
-    bounds = {}
-    for algorithm in args.algorithms if "ours" in programs else ():
-        us = parts(algorithm, args)
-        step = args.num_envs / table.loc[(algorithm, "ours", args.jobs[0]), "median"] * 1e6 * args.jobs[0]
-        shares = {"share of the bound": bound(algorithm, us) / step, "share of the mask": us["masking"] / step}
-        bounds[algorithm] = us | {"bound": bound(algorithm, us), "step": step} | shares
     if bounds:
-        print("\nmicroseconds a step of all games, each part alone; shares of the measured step\n")
-        print(pd.DataFrame(bounds).T.round(3).to_string())
+        print("\nmicroseconds: an update, its mask, and each part alone of a step of all games; median (range) of the rounds\n")
+        by_round = pd.DataFrame(bounds).set_index(["algorithm", "repetition"]).groupby("algorithm")
+        show = by_round.agg(
+            lambda x: "{} ({}-{})".format(*(f"{v:.3f}" if v < 10 else f"{v:,.0f}" for v in x.quantile([0.5, 0, 1])))
+        )
+        print(show.T.to_string())
     if args.json:
-        args.json.write_text(json.dumps({"rows": rows, "bounds": bounds}, indent=2))
+        records = json.loads(table.reset_index().to_json(orient="records"))  # null where nothing was measured, not NaN
+        args.json.write_text(json.dumps({"rows": rows, "table": records, "bounds": bounds}, indent=2))
 
 
 if __name__ == "__main__":
