@@ -20,7 +20,6 @@ import math
 import os
 import platform
 import re
-import resource
 import secrets
 import shutil
 import signal
@@ -463,6 +462,13 @@ def device_name(device: str) -> str:
     cpus = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.+)", cpus.read_text()) if cpus.exists() else None
     return torch.cuda.get_device_name() if device == "cuda" else model[1] if model else platform.machine()
+
+
+def peak_ram_bytes(pid: int | str = "self") -> int | None:
+    """Of a process at its fattest; None where Linux does not tell. ru_maxrss would begin at that of the program before exec."""
+    status = Path(f"/proc/{pid}/status")
+    told = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return 1024 * int(told[1]) if told else None
 
 
 def git_state() -> dict:
@@ -910,7 +916,7 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
     summary["time"] = {
         "agent_steps_per_second_while_learning": steps / seconds if seconds else None,
         "wall_seconds": log.seconds + time.monotonic() - log.started,
-        "peak_ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_ram_bytes": peak_ram_bytes(),
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if state["device"] == "cuda" else None,
         "mean_gpu_utilisation_percent": float(np.mean(log.gpu_utilisation)) if log.gpu_utilisation else None,
     }

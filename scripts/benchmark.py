@@ -13,7 +13,6 @@ import copy
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,9 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import dqn_atari_prune
+import ppo_atari_prune
+
 ENV_ID = "SpaceInvadersNoFrameskip-v4"
 START = "import ale_py, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
@@ -108,16 +110,12 @@ def watched(
             arrivals.append(time.perf_counter())
             if len(arrivals) > 4 and arrivals[-1] - arrivals[3] > seconds:
                 break
-    os.kill(process.pid, signal.SIGKILL)  # not process.kill(), which would reap one that has ended
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = -signal.SIGKILL
+    peaks = {"peak_ram_bytes": dqn_atari_prune.peak_ram_bytes(process.pid)}
+    process.kill()
+    process.wait()
     if len(arrivals) < 5:
         raise SystemExit(f"error: no steps came from {' '.join(words)}:\n{''.join(output[-15:])}")
-    return (
-        words,
-        [steps_per_line * (len(arrivals) - 4) / (arrivals[-1] - arrivals[3])],
-        {"peak_ram_bytes": usage.ru_maxrss * 1024},
-    )
+    return words, [steps_per_line * (len(arrivals) - 4) / (arrivals[-1] - arrivals[3])], peaks
 
 
 def cleanrl(algorithm: str, args: Args) -> tuple[list[str], list[float], dict]:
@@ -172,9 +170,6 @@ def train_sb3(args: Args) -> None:
 def parts(algorithm: str, args: Args) -> dict[str, float]:
     """Microseconds a step of all games of each part alone: emulator, acting, learning (its passes through the network), and of
     one whole update and the mask of its gradients; on a GPU as graph replays."""
-    import dqn_atari_prune
-    import ppo_atari_prune
-
     script = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}[algorithm]
     options = script.Args(num_threads=threads_each(args, args.jobs[0]))
     resolved = script.resolve(options, {})

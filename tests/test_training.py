@@ -174,3 +174,18 @@ def test_a_script_copied_alone_into_an_empty_folder_trains_prunes_counts_and_sav
     told = summary(tmp_path / "runs" / "r")
     assert told["disk"] == {"dense": (tmp_path / "runs" / "r" / "model.pt").stat().st_size}
     assert told["tensors"]["fc1.weight"]["pruned"] == round(0.8 * 3136 * SMALL[algorithm]["hidden_size"])
+
+
+@both
+def test_memory_does_not_grow_with_the_length_of_a_run(algorithm, tmp_path):
+    options = SMALL[algorithm] | {"eval_episodes": 0, "prune_type": "none", "runs_dir": tmp_path}
+    options |= {"train_frequency": 32} if algorithm == "dqn" else {"update_epochs": 1}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / f"{algorithm}_atari_prune.py"), *flags(options | {"total_timesteps": t, "run_name": t})]
+        )
+        for t in (2048, 8192)
+    ]
+    assert [run.wait() for run in runs] == [0, 0]
+    short, long = (summary(tmp_path / str(t))["time"]["peak_ram_bytes"] for t in (2048, 8192))
+    assert long < short + 2500 * 8192  # a frame kept of each step would be 7056 bytes
