@@ -222,23 +222,29 @@ def test_one_whole_ppo_update_equals_cleanrls_written_out_with_an_unfused_adam(c
 
 
 # --------------------------------------------------------------------------------------------------------------------- bf16
-def test_an_update_in_bf16_agrees_with_one_in_fp32_to_the_precision_of_bf16():
-    batch = (
-        frames(32, 1),
-        torch.arange(32) % 6,
-        torch.randn(32, generator=generator()),
-        frames(32, 2),
-        torch.arange(32) % 4 == 0,
-    )
-    gradients = []
+def dqn_gradients(autocast) -> list[torch.Tensor]:
+    network, target = (dqn.QNetwork(6).to(memory_format=torch.channels_last) for _ in range(2))
+    rewards = torch.randn(32, generator=generator())
+    batch = (frames(32, 1), torch.arange(32) % 6, rewards, frames(32, 2), torch.arange(32) % 4 == 0)
+    dqn.update(network, target, dqn.make_adam(network, 1e-4, eps=1e-8), {}, batch, 32, 0.99, autocast)
+    return [p.grad.flatten() for p in network.parameters()]
+
+
+def ppo_gradients(autocast) -> list[torch.Tensor]:
+    agent = ppo.Agent(6).to(memory_format=torch.channels_last)
+    minibatch = ppo_minibatch(agent, 256)
+    ppo.update(agent, ppo.make_adam(agent, 2.5e-4, eps=1e-5), {}, minibatch, ppo.Args(), autocast)
+    return [p.grad.flatten() for p in agent.parameters()]
+
+
+@pytest.mark.parametrize("gradients", [dqn_gradients, ppo_gradients])
+def test_an_update_in_bf16_agrees_with_one_in_fp32_to_the_precision_of_bf16(gradients):
+    both = []
     for autocast in (nullcontext, BF16):
         torch.manual_seed(0)
-        network, target = dqn.QNetwork(6), dqn.QNetwork(6)
-        optimizer = dqn.make_adam(network, 1e-4, eps=1e-8)
-        dqn.update(network, target, optimizer, {}, batch, 32, 0.99, autocast)
-        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
-    cosine = torch.nn.functional.cosine_similarity(*gradients, dim=0).item()
-    assert 0.999 < cosine < 1.0 and np.isclose(gradients[0].norm(), gradients[1].norm(), rtol=0.02)
+        both.append(torch.cat(gradients(autocast)))
+    cosine = torch.nn.functional.cosine_similarity(*both, dim=0).item()
+    assert 0.999 < cosine < 1.0 and np.isclose(both[0].norm(), both[1].norm(), rtol=0.02)
 
 
 @pytest.mark.parametrize("network", [dqn.QNetwork(6, 32), ppo.Agent(6, 32)])
