@@ -881,7 +881,7 @@ def cut(args, folder: Path, log: Log, state: dict) -> None:
     shares = {f"prune/sparsity_{name}": c["pruned"] / c["total"] for name, c in counts.items()}
     log(state["global_step"], {"prune/sparsity": state["sparsity"], **shares})
     evaluate_moment(args, folder, log, state, "after_prune")
-    log.new_lap(state["global_step"], warm=not state["graphs"])
+    log.new_lap(state["global_step"], warm=state["device"] == "cpu")
 
 
 def finish(args, folder: Path, log: Log, state: dict) -> None:
@@ -928,7 +928,8 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
 class Inbox:
     """Arrays that the host fills and the device reads, each at an address that stays; on a GPU one copy brings all of them.
 
-    `inbox.tensors[name]` lies on the device; `put(name=array, ...)` fills and sends, on a GPU from pinned memory.
+    `inbox.tensors[name]` lies on the device; `put(name=array, ...)` fills and sends, on a GPU from pinned memory, which must
+    not be filled again before that copy is done: actions that came back to the host show that it is.
     """
 
     def __init__(self, device: torch.device, **arrays: np.ndarray):
@@ -976,7 +977,7 @@ def capture(function, state: dict):
     It takes nothing, works on tensors that stay where they are, and what it returns is overwritten by its next call. The
     calls that warm it up are undone: weights, moments and generators are put back.
     """
-    if not state["graphs"]:
+    if state["device"] != "cuda":
         return function
     tensors, generators = list(live_tensors(state).values()), state["generators"]
     kept, states = [t.clone() for t in tensors], [g.get_state() for g in generators]
@@ -1177,14 +1178,15 @@ def train(args: Args) -> Path:
     q_network = q_network.to(device, memory_format=torch.channels_last)
     target_network = copy.deepcopy(q_network)
     optimizer = make_adam(q_network, args.learning_rate, eps=1e-8)
-    room = device.type == "cpu" or torch.cuda.mem_get_info()[0] > 1.1 * args.buffer_size * TRANSITION_BYTES
-    memory = device if room else torch.device("cpu")  # where the replay buffer lies, and what is sent to it
-    buffer = ReplayBuffer(args.buffer_size, args.num_envs, memory)
+    if device.type == "cuda":
+        most = torch.cuda.mem_get_info()[0] // TRANSITION_BYTES
+        require(args.buffer_size < most, "buffer_size", f"fit into the free memory of the GPU ({most})", args.buffer_size)
+    buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
     act_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "actions"))
-    batch_generator = torch.Generator(memory).manual_seed(derive_seed(args.seed, "minibatches"))
+    batch_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "minibatches"))
     state = {"network": q_network, "target_network": target_network, "optimizer": optimizer, "masks": {}, "games": games}
     state |= {"buffer": buffer, "generators": [act_generator, batch_generator], "global_step": 0, "eval": [], "emptied": []}
-    state |= {"losses": torch.zeros(2, device=device), "sparsity": 0.0, "device": device.type, "graphs": memory.type == "cuda"}
+    state |= {"losses": torch.zeros(2, device=device), "sparsity": 0.0, "device": device.type}
     schedule = partial(linear_schedule, args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps)
     buffer.start(torch.from_numpy(games.obs))
     log = begin(args, folder, config, state)
@@ -1192,21 +1194,20 @@ def train(args: Args) -> Path:
 
     blank = {"facts": np.zeros((args.num_envs, 5), np.int8), "places": np.zeros((2, args.num_envs), np.int64)}
     inbox = Inbox(
-        memory, window=buffer.window(), epsilon=np.array([schedule(state["global_step"])], np.float32), obs=games.obs, **blank
+        device, window=buffer.window(), epsilon=np.array([schedule(state["global_step"])], np.float32), obs=games.obs, **blank
     )
     sent = inbox.tensors
 
     def act() -> torch.Tensor:
         with torch.no_grad(), autocast():
-            q_values = q_network(sent["obs"].to(device))
-        return epsilon_greedy(q_values, sent["epsilon"].to(device), act_generator)
+            q_values = q_network(sent["obs"])
+        return epsilon_greedy(q_values, sent["epsilon"], act_generator)
 
     def store() -> None:
         buffer.store(sent["obs"], sent["facts"], sent["places"])
 
     def learn(updates: int) -> None:
         batch = buffer.sample(updates * args.batch_size, sent["window"], batch_generator)
-        batch = [t.to(device) for t in batch]
         losses = update(q_network, target_network, optimizer, masks, batch, args.batch_size, args.gamma, autocast)
         state["losses"].copy_(torch.stack(losses))
 

@@ -883,7 +883,7 @@ def cut(args, folder: Path, log: Log, state: dict) -> None:
     shares = {f"prune/sparsity_{name}": c["pruned"] / c["total"] for name, c in counts.items()}
     log(state["global_step"], {"prune/sparsity": state["sparsity"], **shares})
     evaluate_moment(args, folder, log, state, "after_prune")
-    log.new_lap(state["global_step"], warm=not state["graphs"])
+    log.new_lap(state["global_step"], warm=state["device"] == "cpu")
 
 
 def finish(args, folder: Path, log: Log, state: dict) -> None:
@@ -930,7 +930,8 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
 class Inbox:
     """Arrays that the host fills and the device reads, each at an address that stays; on a GPU one copy brings all of them.
 
-    `inbox.tensors[name]` lies on the device; `put(name=array, ...)` fills and sends, on a GPU from pinned memory.
+    `inbox.tensors[name]` lies on the device; `put(name=array, ...)` fills and sends, on a GPU from pinned memory, which must
+    not be filled again before that copy is done: actions that came back to the host show that it is.
     """
 
     def __init__(self, device: torch.device, **arrays: np.ndarray):
@@ -978,7 +979,7 @@ def capture(function, state: dict):
     It takes nothing, works on tensors that stay where they are, and what it returns is overwritten by its next call. The
     calls that warm it up are undone: weights, moments and generators are put back.
     """
-    if not state["graphs"]:
+    if state["device"] != "cuda":
         return function
     tensors, generators = list(live_tensors(state).values()), state["generators"]
     kept, states = [t.clone() for t in tensors], [g.get_state() for g in generators]
@@ -1127,7 +1128,7 @@ def train(args: Args) -> Path:
     batch_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "minibatches"))
     state = {"network": agent, "optimizer": optimizer, "masks": {}, "games": games}
     state |= {"generators": [act_generator, batch_generator], "global_step": 0, "eval": [], "emptied": []}
-    state |= {"sparsity": 0.0, "device": device.type, "graphs": device.type == "cuda"}
+    state |= {"sparsity": 0.0, "device": device.type}
     log = begin(args, folder, config, state)
     masks = state["masks"]
 

@@ -181,7 +181,7 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
     network = (script.QNetwork if algorithm == "dqn" else script.Agent)(games.num_actions)
     network = network.to(device, memory_format=torch.channels_last)
     target, optimizer = copy.deepcopy(network), script.make_adam(network, 1e-4, 1e-8)
-    state = {"network": network, "optimizer": optimizer, "generators": [], "graphs": device.type == "cuda"}
+    state = {"network": network, "optimizer": optimizer, "generators": [], "device": device.type}
     masks = script.make_masks(script.prunable(network), "l1", 0.5, "layer", seed=1)
     rng = np.random.default_rng(0)
 
