@@ -73,7 +73,7 @@ def threads_each(args: Args, jobs: int) -> int:
 
 
 def ours(algorithm: str, args: Args, jobs: int, scratch: str) -> tuple[list[str], list[float], dict]:
-    """Command of the first, steps per second of each of several runs side by side, and the peak memory of one in bytes."""
+    """Command of the first, steps per second of each of several runs side by side, and the peaks of memory of one in bytes."""
     steps = args.steps + (args.learning_starts if algorithm == "dqn" else 0)
     words = [sys.executable, str(ROOT / f"{algorithm}_atari_prune.py"), "--total-timesteps", str(steps)]
     words += ["--prune-type", "l1", "--prune-rate", "0.5", "--eval-episodes", "0", "--num-envs", str(args.num_envs)]

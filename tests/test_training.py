@@ -189,3 +189,12 @@ def test_memory_does_not_grow_with_the_length_of_a_run(algorithm, tmp_path):
     assert [run.wait() for run in runs] == [0, 0]
     short, long = (summary(tmp_path / str(t))["time"]["peak_ram_bytes"] for t in (2048, 8192))
     assert long < short + 2500 * 8192  # a frame kept of each step would be 7056 bytes
+
+
+@both
+def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it(algorithm):
+    peak_ram_bytes = SCRIPTS[algorithm].peak_ram_bytes
+    with subprocess.Popen(["sleep", "60"]) as small:
+        told = peak_ram_bytes(small.pid)
+        small.kill()
+    assert 0 < told < 5e7 < 1e8 < peak_ram_bytes()
