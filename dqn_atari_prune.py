@@ -1011,13 +1011,29 @@ def scaled(obs: torch.Tensor) -> torch.Tensor:
     return obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255)
 
 
+class FoldedConv2d(nn.Conv2d):
+    """nn.Conv2d that reads `stride` pixels of a row as one with `stride` times the channels: views, if all is channels last.
+
+    The same sums, but oneDNN takes gradients of a layer without horizontal stride 1.2 to 1.4 times as fast (results/LOG.md).
+    The stride has to divide the width of input and kernel.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        down, across = self.stride
+
+        def fold(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(3, (-1, across)).movedim(4, 1).flatten(1, 2)
+
+        return F.conv2d(fold(x), fold(self.weight), self.bias, stride=(down, 1))
+
+
 class QNetwork(nn.Module):
     """The convolutional network of Mnih et al. 2015: (batch, 4, 84, 84) uint8 frames to (batch, num_actions) fp32 values."""
 
     def __init__(self, num_actions: int, hidden_size: int = 512):
         super().__init__()
-        self.conv1 = nn.Conv2d(4, 32, 8, stride=4)
-        self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
+        self.conv1 = FoldedConv2d(4, 32, 8, stride=4)
+        self.conv2 = FoldedConv2d(32, 64, 4, stride=2)
         self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
         self.fc1 = nn.Linear(3136, hidden_size)
         self.fc2 = nn.Linear(hidden_size, num_actions)

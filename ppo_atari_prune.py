@@ -1013,6 +1013,22 @@ def scaled(obs: torch.Tensor) -> torch.Tensor:
     return obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255)
 
 
+class FoldedConv2d(nn.Conv2d):
+    """nn.Conv2d that reads `stride` pixels of a row as one with `stride` times the channels: views, if all is channels last.
+
+    The same sums, but oneDNN takes gradients of a layer without horizontal stride 1.2 to 1.4 times as fast (results/LOG.md).
+    The stride has to divide the width of input and kernel.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        down, across = self.stride
+
+        def fold(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(3, (-1, across)).movedim(4, 1).flatten(1, 2)
+
+        return F.conv2d(fold(x), fold(self.weight), self.bias, stride=(down, 1))
+
+
 def orthogonal(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
     nn.init.orthogonal_(layer.weight, std)
     nn.init.constant_(layer.bias, 0.0)
@@ -1024,8 +1040,8 @@ class Agent(nn.Module):
 
     def __init__(self, num_actions: int, hidden_size: int = 512):
         super().__init__()
-        self.conv1 = orthogonal(nn.Conv2d(4, 32, 8, stride=4))
-        self.conv2 = orthogonal(nn.Conv2d(32, 64, 4, stride=2))
+        self.conv1 = orthogonal(FoldedConv2d(4, 32, 8, stride=4))
+        self.conv2 = orthogonal(FoldedConv2d(32, 64, 4, stride=2))
         self.conv3 = orthogonal(nn.Conv2d(64, 64, 3, stride=1))
         self.fc1 = orthogonal(nn.Linear(3136, hidden_size))
         self.actor = orthogonal(nn.Linear(hidden_size, num_actions), std=0.01)

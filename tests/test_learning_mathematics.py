@@ -221,6 +221,32 @@ def test_one_whole_ppo_update_equals_cleanrls_written_out_with_an_unfused_adam(c
         torch.testing.assert_close(p, r, rtol=1e-4, atol=5e-6)
 
 
+# ------------------------------------------------------------------------------------------------------------------ network
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_a_folded_convolution_and_its_gradients_are_those_of_a_plain_one(layer, memory_format):
+    folded = getattr(dqn.QNetwork(6), layer).to(torch.float64, memory_format=memory_format)
+    x = torch.randn(3, folded.in_channels, 84, 84, dtype=torch.float64, generator=generator())
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    inputs = (x, folded.weight, folded.bias)
+    ours, plain = folded(x), torch.nn.functional.conv2d(*inputs, stride=folded.stride)
+    grad = torch.randn(plain.shape, dtype=torch.float64, generator=generator(1))
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(plain, inputs, grad))
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+def test_channels_last_a_convolution_is_folded_without_a_copy(layer):
+    folded = getattr(dqn.QNetwork(6), layer).to(memory_format=torch.channels_last)
+    x = torch.randn(3, folded.in_channels, 84, 84).contiguous(memory_format=torch.channels_last).requires_grad_()
+    grad = torch.ones_like(folded(x))
+    with torch.profiler.profile() as profile:
+        folded(x).backward(grad)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in names and not names & {"aten::clone", "aten::contiguous"}
+    assert folded.weight.grad.is_contiguous(memory_format=torch.channels_last)
+
+
 # --------------------------------------------------------------------------------------------------------------------- bf16
 def dqn_gradients(autocast) -> list[torch.Tensor]:
     network, target = (dqn.QNetwork(6).to(memory_format=torch.channels_last) for _ in range(2))
