@@ -1012,10 +1012,10 @@ def scaled(obs: torch.Tensor) -> torch.Tensor:
 
 
 class FoldedConv2d(nn.Conv2d):
-    """nn.Conv2d that reads `stride` pixels of a row as one with `stride` times the channels: views, if all is channels last.
+    """nn.Conv2d with space-to-depth along the rows: `stride` pixels are read as one of `stride` times the channels.
 
-    The same sums, but oneDNN takes gradients of a layer without horizontal stride 1.2 to 1.4 times as fast (results/LOG.md).
-    The stride has to divide the width of input and kernel.
+    Views alone, if all is channels last. The same sums, but oneDNN takes gradients of a layer without horizontal stride 1.2 to
+    1.4 times as fast (results/LOG.md). The stride has to divide the width of input and kernel.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
