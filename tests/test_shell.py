@@ -73,12 +73,13 @@ def quickstart_with_a_stub(root: Path, fails: str) -> tuple[subprocess.Completed
     return done, (root / "calls").read_text().splitlines()
 
 
-def test_quickstart_installs_trains_both_and_prints_the_table_of_both(tmp_path):
+def test_quickstart_installs_trains_both_prints_the_table_of_both_and_lets_a_trained_agent_play(tmp_path):
     done, calls = quickstart_with_a_stub(tmp_path, "nothing")
     assert done.returncode == 0, done.stderr
     assert "-m pip install" in calls[0] and calls[0].endswith("-r requirements.txt")
     assert sorted(call.split()[0] for call in calls[1:3]) == ["dqn_atari_prune.py", "ppo_atari_prune.py"]
-    assert calls[3:] == ["scripts/table.py runs/quickstart_ppo runs/quickstart_dqn"]
+    assert calls[3] == "scripts/table.py runs/quickstart_ppo runs/quickstart_dqn"
+    assert calls[4:] == ["evals/ppo_eval.py results/agents/ppo_l1-0.5_s1 --out runs/quickstart_agent.csv"]
     assert "random play scores 148" in done.stdout and "tensorboard --logdir runs" in done.stdout
 
 
