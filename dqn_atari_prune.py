@@ -698,6 +698,7 @@ class Log:
     def on_signal(self, number: int, _frame) -> None:
         self.signal = signal.Signals(number)
         if self.interruptible:
+            print(f"stopped in an evaluation by {self.signal.name}; the same command goes on from before it", file=sys.stderr)
             raise Stop(self.signal)
 
     def state_dict(self) -> dict:

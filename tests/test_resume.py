@@ -1,5 +1,6 @@
 """A run goes on, and forks, to the same bits as one that was never interrupted; a broken checkpoint is never used."""
 
+import importlib
 import json
 import os
 import random
@@ -163,6 +164,23 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_and_no_
     told = [(tag, row["global_step"], v) for row in sent for tag, v in row.items() if "/" in tag and tag != "charts/SPS"]
     assert sorted(told) == curves
     assert len({record["run"]["run_id"] for record in wandb_records(folder) if record["type"] == "run"}) == 1
+
+
+@both
+def test_a_run_stopped_in_an_evaluation_says_so_and_goes_on(small_run, algorithm, tmp_path, monkeypatch, capsys):
+    def stop_in_the_first_game(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(sys, "argv", command(algorithm, tmp_path / "a")[1:])
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module(f"evals.{algorithm}_eval"), "evaluate", stop_in_the_first_game)
+        with pytest.raises(SystemExit, match="143"):
+            SCRIPTS[algorithm].main()
+    line = "stopped in an evaluation by SIGTERM; the same command goes on from before it"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+    SCRIPTS[algorithm].main()
+    assert same_bits(tmp_path / "a", small_run(algorithm, prune_type="l1", prune_rate=0.5))
 
 
 def test_a_checkpoint_that_is_torn_flipped_or_empty_gives_way_to_the_one_before_and_none_left_is_an_error(small_run, tmp_path):
