@@ -2,7 +2,7 @@
 # A small PPO and a small DQN on SpaceInvaders, side by side, half of each network cut away midway, and one table of both; then
 # ten games of an agent that had the same cut in a training of 2M steps.
 # Needs python3 (3.11 or newer) with venv, two cores and about 5 minutes, installation included; no GPU.
-#   scripts/quickstart.sh               install, train, print the table; once both are finished: print the table
+#   scripts/quickstart.sh               install, train, print the table, play; once both are finished: table and games
 #   scripts/quickstart.sh --overwrite   train anew; further options go to both trainings
 #   DRY_RUN=1 scripts/quickstart.sh     print the two training commands
 set -euo pipefail
