@@ -25,6 +25,7 @@ from ppo_atari_prune import UserError, init_wandb, require
 from scripts import figures, paired
 from scripts.paired import MARGIN
 from scripts.studies import (
+    CONTROLS,
     DECLARED,
     Study,
     aggregate_table,
@@ -228,7 +229,7 @@ def sentences(study: Study, rows: list[dict], trends: list[dict]) -> list[str]:
         found.append(("one seed", told))
     for row in trends:
         slope = {f"difference{end}": row[f"slope{end}"] for end in ("", "_low", "_high")}
-        name = f"{row['role'].capitalize()}, trend of {row['criterion']} for each 0.1 of rate"
+        name = f"{row['role'].capitalize()}, trend of {row['criterion']} over {row['rates']} for each 0.1 of rate"
         found.append(("trend", f"{in_words(row | slope, name)}."))
     return [told for _, told in sorted(found, key=lambda pair: order.index(pair[0]))]
 
@@ -242,8 +243,9 @@ interval, since the spread between seeds is then unknown.
 
 Declared in advance: {DECLARED} in one study of each algorithm (that with most options at their defaults), tested for not
 losing {100 * MARGIN:g} % or more, one-sided at 2.5 %, and the trend over rates (least-squares slope of each seed, dense
-included). Everything else is exploratory. p-values are of paired t tests; Holm's correction counts the pruned arms of a
-study, and its trends.
+included; of the rates below {CONTROLS:g} that most seeds have in common: from there on they are positive controls, which show
+that a loss can be seen). Everything else is exploratory. p-values are of paired t tests; Holm's correction counts the pruned
+arms of a study, and its trends.
 
 The smallest difference that would be seen is the one which a new study of as many seeds would find (two-sided at 5 %, no
 correction) with 80 % power; it allows for the deviation being estimated from those few seeds. From 10 seeds of a game on, or

@@ -24,6 +24,8 @@ from scripts import paired
 SCRIPTS = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}
 DECLARED = "l1-0.5"
 """the one contrast an algorithm that is declared in advance"""
+CONTROLS = 0.9
+"""from this rate on an arm is a positive control, which shows that a loss can be seen, and no part of a trend"""
 RUN_FILES = ("config.json", "summary.json", "eval.csv", "curves.csv", "curves.csv.gz", "prune_point.pt")
 CURVES = ("charts/episodic_return", "prune/sparsity", "losses/")
 MOMENTS = ("before_prune", "after_prune", "final")
@@ -464,18 +466,22 @@ def costs_table(study: Study) -> list[dict]:
 
 
 def trend_table(study: Study) -> list[dict]:
-    """Slope of the final return over the rate, dense included, a criterion; only seeds that have all of its rates."""
+    """Slope of the final return over the rate, dense included, a criterion, without the rates of the positive controls.
+
+    A trend of several seeds needs the same rates of each: of those that most seeds have in common.
+    """
     rows = []
     for criterion, arms in study.by_criterion().items():
-        arms = [arm for arm in arms if arm.rate]
-        twins = [{run.seed: (run, twin) for run, twin in arm.pairs if "final" in run.scores} for arm in arms]
-        seeds = sorted(set.intersection(*map(set, twins))) if len(twins) > 1 else []
+        twins = {a.rate: {r.seed: (r, t) for r, t in a.pairs if "final" in r.scores} for a in arms if 0 < a.rate < CONTROLS}
+        designs = [[rate for rate in twins if len(twins[rate]) >= len(fewest)] for fewest in twins.values()]
+        common = [(sorted(set.intersection(*(set(twins[r]) for r in rates))), rates) for rates in designs if len(rates) > 1]
+        seeds, rates = max(common, key=lambda design: tuple(map(len, design)), default=([], []))
         if not seeds:
             continue
-        dense = [[twins[0][seed][1].scores["final"] for seed in seeds]]
-        scores = np.array(dense + [[twin[seed][0].scores["final"] for seed in seeds] for twin in twins])
-        a_tenth = paired.slopes(scores, np.array([0.0, *(arm.rate for arm in arms)])) / 10
-        row = {"study": study.label, "criterion": criterion, "rates": len(arms), "seeds": len(seeds)}
+        dense = [[twins[rates[0]][seed][1].scores["final"] for seed in seeds]]
+        scores = np.array(dense + [[twins[rate][seed][0].scores["final"] for seed in seeds] for rate in rates])
+        a_tenth = paired.slopes(scores, np.array([0.0, *rates])) / 10
+        row = {"study": study.label, "criterion": criterion, "rates": " ".join(f"{r:g}" for r in rates), "seeds": len(seeds)}
         row["role"] = "declared" if study.declares and criterion == DECLARED.partition("-")[0] else "exploratory"
         row |= interval("slope", paired.t_interval(a_tenth)) | interval("change", paired.ratio_interval(a_tenth, scores[0]))
         rows.append(row | {"p": float(paired.p_value(a_tenth))})

@@ -214,12 +214,18 @@ def test_the_interquartile_mean_is_over_five_seeds_of_each_of_several_games_and_
     assert "## Interquartile means: DQN, BreakoutNoFrameskip-v4; DQN, PongNoFrameskip-v4" in text(tmp_path / "report of 5")
 
 
-def test_the_trend_is_a_slope_over_rates_of_the_seeds_that_have_them_all(tmp_path):
+def test_the_trend_is_a_slope_over_rates_of_the_seeds_that_have_them_all_and_positive_controls_are_no_part_of_it(tmp_path):
     arms = {"none": [100.0, 120.0], "l1-0.1": [98.0, 118.0, 50.0], "l1-0.5": [90.0, 108.0], "random-0.3": [90.0, 110.0]}
     (trend,) = (r for _, r in conclude(study(tmp_path / "runs", arms))["trend"].iterrows())
-    assert (trend.criterion, trend.rates, trend.seeds, trend.role) == ("l1", 2, 2, "declared")
+    assert (trend.criterion, trend.rates, trend.seeds, trend.role) == ("l1", "0.1 0.5", 2, "declared")
     # centred rates -.2 -.1 .3, their squares add up to .14; seed 1: -20 a unit of rate; seed 2: (-24 - 11.8 + 32.4) / .14
-    assert trend.slope == pytest.approx((-20 - 3.4 / 0.14) / 2 / 10)
+    slope = pytest.approx((-20 - 3.4 / 0.14) / 2 / 10)
+    assert trend.slope == slope
+    # a positive control is no part of it, and a rate that only some seeds have costs itself, not the others
+    study(tmp_path / "runs", {"l1-0.05": [99.0], "l1-0.9": [3.0], "l1-0.95": [2.0, 1.0]})
+    (again,) = (r for _, r in conclude(tmp_path / "runs")["trend"].iterrows())
+    assert (again.rates, again.seeds, again.slope) == ("0.1 0.5", 2, slope)
+    assert "Declared, trend of l1 over 0.1 0.5 for each 0.1 of rate: " in text(tmp_path / "report of runs")
 
 
 # ------------------------------------------------------------------------------------------------------------- comparable
