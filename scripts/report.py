@@ -202,7 +202,7 @@ def sentences(study: Study, rows: list[dict], trends: list[dict]) -> list[str]:
     """What a study is, what was found, how sure it is, and what could not have been seen: the declared contrast first."""
     settings = ", ".join(f"{k} {v}" for k, v in study.off_default.items() if k != "env_id") or "none"
     found = [("dense", f"{study.steps:,} agent steps; options of all runs off their default: {settings}.")]
-    order = ["dense", "one seed", "declared", "trend", "A/A", "exploratory"]
+    order = ["dense", "one seed", "declared", "trend", "A/A", "positive control", "exploratory"]
     for row in rows:
         if row["role"] == "dense" and row["seeds"]:
             sure = f" (95 % interval {span(row, 'final')})" if row["seeds"] > 1 else ""
@@ -218,7 +218,7 @@ def sentences(study: Study, rows: list[dict], trends: list[dict]) -> list[str]:
             continue
         told = in_words(row, f"{criterion} at {rest}")
         if row["pairs"] > 1:
-            holm = f", p = {number(row['p_holm'], '.2g')} after Holm" if row["role"] == "exploratory" else ""
+            holm = f", p = {number(row['p_holm'], '.2g')} after Holm" if row["role"] != "declared" else ""
             share = f" ({row['detectable_change']:.0%} of dense)" if number(row["detectable_change"]) != "-" else ""
             told += f". {row['pairs']} pairs{holm}; 80 % power for a difference of {number(row['detectable'])} points{share}"
         if row["role"] == "declared":

@@ -381,6 +381,8 @@ def label_studies(studies: list[Study]) -> None:
 # ---------------------------------------------------------------------------------------------------------------- tables
 def role(study: Study, arm: Arm) -> str:
     kinds = {"none": "dense", "A/A": "A/A", "small": "control"}
+    if arm.rate >= CONTROLS:
+        return "positive control"
     return kinds.get(arm.kind) or ("declared" if study.declares and arm.label == DECLARED else "exploratory")
 
 

@@ -223,9 +223,12 @@ def test_the_trend_is_a_slope_over_rates_of_the_seeds_that_have_them_all_and_pos
     assert trend.slope == slope
     # a positive control is no part of it, and a rate that only some seeds have costs itself, not the others
     study(tmp_path / "runs", {"l1-0.05": [99.0], "l1-0.9": [3.0], "l1-0.95": [2.0, 1.0]})
-    (again,) = (r for _, r in conclude(tmp_path / "runs")["trend"].iterrows())
+    tables = conclude(tmp_path / "runs")
+    (again,) = (r for _, r in tables["trend"].iterrows())
     assert (again.rates, again.seeds, again.slope) == ("0.1 0.5", 2, slope)
-    assert "Declared, trend of l1 over 0.1 0.5 for each 0.1 of rate: " in text(tmp_path / "report of runs")
+    assert row(tables["returns"], "l1-0.95").role == "positive control"
+    told = text(tmp_path / "report of runs")
+    assert "Declared, trend of l1 over 0.1 0.5 for each 0.1 of rate: " in told and "Positive control: l1 at 0.95: " in told
 
 
 # ------------------------------------------------------------------------------------------------------------- comparable
