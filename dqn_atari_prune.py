@@ -637,6 +637,7 @@ def begin(args, folder: Path, config: dict, state: dict) -> "Log":
             generator.set_state(was)
         if "buffer" in state:
             state["buffer"].load_state_dict(kept["buffer"])
+        renew(*state["working"])
         state["games"].load_state_dict(kept["games"])
         state |= {key: kept[key] for key in ("global_step", "eval", "emptied", "sparsity")}
         print(f"{folder} goes on at step {state['global_step']:,}" + (f", forked from {parent}" if forks else ""), flush=True)
@@ -873,6 +874,7 @@ def cut(args, folder: Path, log: Log, state: dict) -> None:
     apply_masks(network, state["optimizer"], state["masks"])
     if "target_network" in state:  # in every arm, none included, so that arms differ by the mask alone
         state["target_network"].load_state_dict(network.state_dict())
+    renew(*state["working"])
     counts = count_tensors(network, state["masks"])
     total, pruned = (sum(c[key] for c in counts.values()) for key in ("total", "pruned"))
     state["sparsity"] = pruned / total
@@ -994,6 +996,7 @@ def capture(function, state: dict):
     with torch.cuda.graph(graph):
         outputs = function()
     torch._foreach_copy_(tensors, kept)
+    renew(*state["working"])
     for generator, before in zip(generators, states, strict=True):
         generator.set_state(before)
 
@@ -1005,11 +1008,40 @@ def capture(function, state: dict):
 
 
 # --------------------------------------------------------------------------------------------------------------- network
-def scaled(obs: torch.Tensor) -> torch.Tensor:
-    """uint8 frames as [0, 1] in the precision that the network computes in, channels last."""
-    kind = obs.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+def scaled(obs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 frames as [0, 1] in the precision that the network computes in, channels last; scaled frames as they are."""
+    if obs.is_floating_point():
+        return obs
     return obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255)
+
+
+def working_copy(network: nn.Module, precision: str) -> nn.Module:
+    """What computes: in fp32 the network itself; in bf16 a copy of it in bf16, whose gradients arrive at the network in fp32.
+
+    The network keeps the master weights (https://arxiv.org/abs/1710.03740). Its heads compute in both: values between 2 and 4
+    would come in steps of 1/64 in bf16.
+    """
+    if precision == "fp32":
+        return network
+    working = copy.deepcopy(network).to(torch.bfloat16)
+    for head in network.HEADS:
+        setattr(working, head, getattr(network, head))
+
+    def deliver(master: nn.Parameter, gradient: torch.Tensor, low: nn.Parameter) -> None:
+        master.grad, low.grad = gradient.copy_(low.grad), None
+
+    for master, low in zip(network.parameters(), working.parameters(), strict=True):
+        if low is not master:
+            low.register_post_accumulate_grad_hook(partial(deliver, master, torch.empty_like(master)))
+    return working
+
+
+@torch.no_grad()
+def renew(*pairs: tuple[nn.Module, nn.Module]) -> None:
+    """For each pair of a working copy and its network: round the master weights into the copy."""
+    for working, network in pairs:
+        for low, master in zip(working.parameters(), network.parameters(), strict=True):
+            low.copy_(master)
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -1031,6 +1063,8 @@ class FoldedConv2d(nn.Conv2d):
 class QNetwork(nn.Module):
     """The convolutional network of Mnih et al. 2015: (batch, 4, 84, 84) uint8 frames to (batch, num_actions) fp32 values."""
 
+    HEADS = ("fc2",)
+
     def __init__(self, num_actions: int, hidden_size: int = 512):
         super().__init__()
         self.conv1 = FoldedConv2d(4, 32, 8, stride=4)
@@ -1040,12 +1074,11 @@ class QNetwork(nn.Module):
         self.fc2 = nn.Linear(hidden_size, num_actions)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.conv1(scaled(obs)), inplace=True)
+        x = F.relu(self.conv1(scaled(obs, self.conv1.weight.dtype)), inplace=True)
         x = F.relu(self.conv2(x), inplace=True)
-        x = F.relu(self.conv3(x), inplace=True).flatten(1)
+        x = F.relu(self.conv3(x).flatten(1), inplace=True)
         x = F.relu(self.fc1(x), inplace=True)
-        with torch.autocast(x.device.type, enabled=False):  # values between 2 and 4 would come in steps of 1/64 in bf16
-            return self.fc2(x.float())
+        return self.fc2(x.float())
 
 
 # ------------------------------------------------------------------------------------------------------------- algorithm
@@ -1156,23 +1189,23 @@ def sync_target(target_network: nn.Module, q_network: nn.Module, tau: float) -> 
 
 
 def update(
-    q_network, target_network, optimizer, masks, batch, batch_size: int, gamma: float, autocast
+    q_network, working, target_network, optimizer, masks, batch, batch_size: int, gamma: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A gradient update for each batch_size transitions of a batch (ReplayBuffer.sample), whose TD targets are computed once.
 
     Returns the TD loss of the last update and the mean Q value of its actions.
     """
     obs, actions, rewards, next_obs, terminations = batch
-    with torch.no_grad(), autocast():
+    with torch.no_grad():
         target = td_target(target_network(next_obs), rewards, terminations, gamma)
     for mb_obs, mb_actions, mb_target in zip(*(t.split(batch_size) for t in (obs, actions, target)), strict=True):
-        with autocast():
-            q_values = q_network(mb_obs).gather(1, mb_actions[:, None]).squeeze(1)  # (batch_size,)
+        q_values = working(mb_obs).gather(1, mb_actions[:, None]).squeeze(1)  # (batch_size,)
         loss = F.mse_loss(q_values, mb_target)
         optimizer.zero_grad()
         loss.backward()
         mask_gradients(q_network, masks)
         optimizer.step()
+        renew((working, q_network))
     return loss.detach(), q_values.detach().mean()
 
 
@@ -1184,7 +1217,6 @@ def train(args: Args) -> Path:
         return folder
     resolved = config["resolved"]
     device = torch.device(resolved["device"])
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=resolved["precision"] == "bf16")
     torch.set_flush_denormal(True)  # Adam's moments of dead weights decay into denormals, which made its step 15 times slower
     torch.set_num_threads(resolved["num_threads"])
     torch.backends.cudnn.deterministic = args.torch_deterministic
@@ -1194,6 +1226,7 @@ def train(args: Args) -> Path:
         q_network = QNetwork(games.num_actions, args.hidden_size)
     q_network = q_network.to(device, memory_format=torch.channels_last)
     target_network = copy.deepcopy(q_network)
+    working, target_working = (working_copy(network, resolved["precision"]) for network in (q_network, target_network))
     optimizer = make_adam(q_network, args.learning_rate, eps=1e-8)
     if device.type == "cuda":
         most = torch.cuda.mem_get_info()[0] // TRANSITION_BYTES
@@ -1203,6 +1236,7 @@ def train(args: Args) -> Path:
     batch_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "minibatches"))
     state = {"network": q_network, "target_network": target_network, "optimizer": optimizer, "masks": {}, "games": games}
     state |= {"buffer": buffer, "generators": [act_generator, batch_generator], "global_step": 0, "eval": [], "emptied": []}
+    state |= {"working": [(working, q_network), (target_working, target_network)]}
     state |= {"losses": torch.zeros(2, device=device), "sparsity": 0.0, "device": device.type}
     schedule = partial(linear_schedule, args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps)
     buffer.start(torch.from_numpy(games.obs))
@@ -1216,8 +1250,8 @@ def train(args: Args) -> Path:
     sent = inbox.tensors
 
     def act() -> torch.Tensor:
-        with torch.no_grad(), autocast():
-            q_values = q_network(sent["obs"])
+        with torch.no_grad():
+            q_values = working(sent["obs"])
         return epsilon_greedy(q_values, sent["epsilon"], act_generator)
 
     def store() -> None:
@@ -1225,7 +1259,7 @@ def train(args: Args) -> Path:
 
     def learn(updates: int) -> None:
         batch = buffer.sample(updates * args.batch_size, sent["window"], batch_generator)
-        losses = update(q_network, target_network, optimizer, masks, batch, args.batch_size, args.gamma, autocast)
+        losses = update(q_network, working, target_working, optimizer, masks, batch, args.batch_size, args.gamma)
         state["losses"].copy_(torch.stack(losses))
 
     @cache
@@ -1243,6 +1277,7 @@ def train(args: Args) -> Path:
         if after > args.learning_starts:
             for _ in range(crossings(before, after, args.target_network_frequency)):
                 sync_target(target_network, q_network, args.tau)
+                renew((target_working, target_network))
         step = games.receive()
         inbox.put(**buffer.advance(actions, step), epsilon=schedule(after))
         graph(store)()

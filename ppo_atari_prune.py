@@ -10,6 +10,7 @@ It writes runs/<run_name>/: config.json, source.py, curves.csv, TensorBoard even
 The file is self-contained; only evaluation and the table of storage formats are imported, from evals/, where they are used.
 """
 
+import copy
 import csv
 import fcntl
 import hashlib
@@ -639,6 +640,7 @@ def begin(args, folder: Path, config: dict, state: dict) -> "Log":
             generator.set_state(was)
         if "buffer" in state:
             state["buffer"].load_state_dict(kept["buffer"])
+        renew(*state["working"])
         state["games"].load_state_dict(kept["games"])
         state |= {key: kept[key] for key in ("global_step", "eval", "emptied", "sparsity")}
         print(f"{folder} goes on at step {state['global_step']:,}" + (f", forked from {parent}" if forks else ""), flush=True)
@@ -875,6 +877,7 @@ def cut(args, folder: Path, log: Log, state: dict) -> None:
     apply_masks(network, state["optimizer"], state["masks"])
     if "target_network" in state:  # in every arm, none included, so that arms differ by the mask alone
         state["target_network"].load_state_dict(network.state_dict())
+    renew(*state["working"])
     counts = count_tensors(network, state["masks"])
     total, pruned = (sum(c[key] for c in counts.values()) for key in ("total", "pruned"))
     state["sparsity"] = pruned / total
@@ -996,6 +999,7 @@ def capture(function, state: dict):
     with torch.cuda.graph(graph):
         outputs = function()
     torch._foreach_copy_(tensors, kept)
+    renew(*state["working"])
     for generator, before in zip(generators, states, strict=True):
         generator.set_state(before)
 
@@ -1007,11 +1011,40 @@ def capture(function, state: dict):
 
 
 # --------------------------------------------------------------------------------------------------------------- network
-def scaled(obs: torch.Tensor) -> torch.Tensor:
-    """uint8 frames as [0, 1] in the precision that the network computes in, channels last."""
-    kind = obs.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+def scaled(obs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 frames as [0, 1] in the precision that the network computes in, channels last; scaled frames as they are."""
+    if obs.is_floating_point():
+        return obs
     return obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255)
+
+
+def working_copy(network: nn.Module, precision: str) -> nn.Module:
+    """What computes: in fp32 the network itself; in bf16 a copy of it in bf16, whose gradients arrive at the network in fp32.
+
+    The network keeps the master weights (https://arxiv.org/abs/1710.03740). Its heads compute in both: values between 2 and 4
+    would come in steps of 1/64 in bf16.
+    """
+    if precision == "fp32":
+        return network
+    working = copy.deepcopy(network).to(torch.bfloat16)
+    for head in network.HEADS:
+        setattr(working, head, getattr(network, head))
+
+    def deliver(master: nn.Parameter, gradient: torch.Tensor, low: nn.Parameter) -> None:
+        master.grad, low.grad = gradient.copy_(low.grad), None
+
+    for master, low in zip(network.parameters(), working.parameters(), strict=True):
+        if low is not master:
+            low.register_post_accumulate_grad_hook(partial(deliver, master, torch.empty_like(master)))
+    return working
+
+
+@torch.no_grad()
+def renew(*pairs: tuple[nn.Module, nn.Module]) -> None:
+    """For each pair of a working copy and its network: round the master weights into the copy."""
+    for working, network in pairs:
+        for low, master in zip(working.parameters(), network.parameters(), strict=True):
+            low.copy_(master)
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -1039,6 +1072,8 @@ def orthogonal(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
 class Agent(nn.Module):
     """Policy and value on one body: (batch, 4, 84, 84) uint8 frames to fp32 logits (batch, num_actions), values (batch,)."""
 
+    HEADS = ("actor", "critic")
+
     def __init__(self, num_actions: int, hidden_size: int = 512):
         super().__init__()
         self.conv1 = orthogonal(FoldedConv2d(4, 32, 8, stride=4))
@@ -1049,13 +1084,12 @@ class Agent(nn.Module):
         self.critic = orthogonal(nn.Linear(hidden_size, 1), std=1.0)
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = F.relu(self.conv1(scaled(obs)), inplace=True)
+        x = F.relu(self.conv1(scaled(obs, self.conv1.weight.dtype)), inplace=True)
         x = F.relu(self.conv2(x), inplace=True)
-        x = F.relu(self.conv3(x), inplace=True).flatten(1)
+        x = F.relu(self.conv3(x).flatten(1), inplace=True)
         x = F.relu(self.fc1(x), inplace=True)
-        with torch.autocast(x.device.type, enabled=False):  # values between 2 and 4 would come in steps of 1/64 in bf16
-            x = x.float()
-            return self.actor(x), self.critic(x).squeeze(1)
+        x = x.float()
+        return self.actor(x), self.critic(x).squeeze(1)
 
 
 # ------------------------------------------------------------------------------------------------------------- algorithm
@@ -1099,11 +1133,10 @@ def value_loss(new_values, values, returns, clip_coef: float, clip_vloss: bool) 
     return 0.5 * squared.mean()
 
 
-def update(agent, optimizer, masks, minibatch, args, autocast) -> dict[str, torch.Tensor]:
+def update(agent, working, optimizer, masks, minibatch, args) -> dict[str, torch.Tensor]:
     """One gradient update from a minibatch: obs (n, 4, 84, 84) and actions, logprobs, advantages, returns, values (n,)."""
     obs, actions, logprobs, advantages, returns, values = minibatch
-    with autocast():
-        logits, new_values = agent(obs)
+    logits, new_values = working(obs)
     logratio = log_prob(logits, actions) - logprobs
     ratio = logratio.exp()
     if args.norm_adv:
@@ -1116,6 +1149,7 @@ def update(agent, optimizer, masks, minibatch, args, autocast) -> dict[str, torc
     mask_gradients(agent, masks)
     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     optimizer.step()
+    renew((working, agent))
     with torch.no_grad():
         approx_kl = ((ratio - 1) - logratio).mean()  # http://joschu.net/blog/kl-approx.html
         clipfrac = ((ratio - 1).abs() > args.clip_coef).float().mean()
@@ -1131,7 +1165,6 @@ def train(args: Args) -> Path:
         return folder
     resolved = config["resolved"]
     device = torch.device(resolved["device"])
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=resolved["precision"] == "bf16")
     torch.set_flush_denormal(True)  # Adam's moments of dead weights decay into denormals, which made its step 15 times slower
     torch.set_num_threads(resolved["num_threads"])
     torch.backends.cudnn.deterministic = args.torch_deterministic
@@ -1140,10 +1173,11 @@ def train(args: Args) -> Path:
     with seeded(derive_seed(args.seed, "network")):
         agent = Agent(games.num_actions, args.hidden_size)
     agent = agent.to(device, memory_format=torch.channels_last)
+    working = working_copy(agent, resolved["precision"])
     optimizer = make_adam(agent, args.learning_rate, eps=1e-5)
     act_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "actions"))
     batch_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "minibatches"))
-    state = {"network": agent, "optimizer": optimizer, "masks": {}, "games": games}
+    state = {"network": agent, "working": [(working, agent)], "optimizer": optimizer, "masks": {}, "games": games}
     state |= {"generators": [act_generator, batch_generator], "global_step": 0, "eval": [], "emptied": []}
     state |= {"sparsity": 0.0, "device": device.type}
     log = begin(args, folder, config, state)
@@ -1153,16 +1187,18 @@ def train(args: Args) -> Path:
     newest = Inbox(device, t=np.zeros(1, np.int64), obs=games.obs)  # sent every step; what followed is sent once a rollout
     followed = Inbox(device, rewards=np.zeros(rollout, np.float32), terminations=np.zeros(rollout, bool))
     rewards, terminations = followed.arrays["rewards"], followed.arrays["terminations"]
-    obs = torch.zeros(*rollout, 84, 84, 4, dtype=torch.uint8, device=device)  # channels last, as the network reads them
+    dtype = working.conv1.weight.dtype
+    obs = torch.zeros(*rollout, 84, 84, 4, dtype=dtype, device=device)  # channels last and scaled, as the network reads them
     actions = torch.zeros(rollout, dtype=torch.int64, device=device)
     logprobs, values, advantages, returns = (torch.zeros(rollout, device=device) for _ in range(4))
     b_rollout = [x.flatten(0, 1) for x in (obs, actions, logprobs, advantages, returns, values)]
-    mb_inds = torch.zeros(args.steps_per_iteration // args.num_minibatches, dtype=torch.int64, device=device)
+    minibatch = [torch.zeros_like(x[: args.steps_per_iteration // args.num_minibatches]) for x in b_rollout]
+    mb_inds = torch.zeros(len(minibatch[0]), dtype=torch.int64, device=device)
 
     def act() -> torch.Tensor:
-        frames = newest.tensors["obs"].contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), autocast():
-            logits, value = agent(frames)
+        frames = scaled(newest.tensors["obs"], dtype)
+        with torch.no_grad():
+            logits, value = working(frames)
         action = sample_actions(logits, act_generator)
         taken = (frames.movedim(1, -1), action, log_prob(logits, action), value)
         for memory, part in zip((obs, actions, logprobs, values), taken, strict=True):
@@ -1170,15 +1206,16 @@ def train(args: Args) -> Path:
         return action
 
     def judge() -> None:
-        with torch.no_grad(), autocast():
-            next_value = agent(newest.tensors["obs"])[1]
+        with torch.no_grad():
+            next_value = working(newest.tensors["obs"])[1]
         sent = followed.tensors
         advantages.copy_(compute_gae(sent["rewards"], values, sent["terminations"], next_value, args.gamma, args.gae_lambda))
         torch.add(advantages, values, out=returns)
 
     def learn() -> dict[str, torch.Tensor]:
-        frames, *others = (x.index_select(0, mb_inds) for x in b_rollout)  # several times faster than x[mb_inds] for bytes
-        return update(agent, optimizer, masks, (frames.movedim(-1, 1), *others), args, autocast)
+        for x, mb in zip(b_rollout, minibatch, strict=True):
+            torch.index_select(x, 0, mb_inds, out=mb)
+        return update(agent, working, optimizer, masks, (minibatch[0].movedim(-1, 1), *minibatch[1:]), args)
 
     @cache
     def graph(function):
@@ -1195,8 +1232,8 @@ def train(args: Args) -> Path:
             step = games.receive()
             rewards[t], terminations[t] = np.sign(step.rewards), step.terminations
             if step.truncations.any():  # the game went on after its last frame: what would have followed is worth V(final_obs)
-                with torch.no_grad(), autocast():
-                    final_values = agent(torch.from_numpy(step.final_obs).to(device))[1].cpu().numpy()
+                with torch.no_grad():
+                    final_values = working(torch.from_numpy(step.final_obs).to(device))[1].cpu().numpy()
                 truncated = step.truncations & ~step.terminations
                 rewards[t] += args.gamma * final_values * truncated
                 terminations[t] |= truncated

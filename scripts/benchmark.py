@@ -176,12 +176,13 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
     device, n = torch.device(resolved["device"]), args.num_envs
     torch.set_num_threads(resolved["num_threads"])
     torch.set_flush_denormal(True)
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=resolved["precision"] == "bf16")
     games = script.AtariGames(ENV_ID, n, 1, resolved["num_threads"])
     network = (script.QNetwork if algorithm == "dqn" else script.Agent)(games.num_actions)
     network = network.to(device, memory_format=torch.channels_last)
-    target, optimizer = copy.deepcopy(network), script.make_adam(network, 1e-4, 1e-8)
-    state = {"network": network, "optimizer": optimizer, "generators": [], "device": device.type}
+    working, optimizer = script.working_copy(network, resolved["precision"]), script.make_adam(network, 1e-4, 1e-8)
+    alone, target = copy.deepcopy(working), copy.deepcopy(working)  # passes alone: no gradient goes on to master weights
+    state = {"network": network, "working": [(working, network)], "optimizer": optimizer, "generators": []}
+    state |= {"device": device.type}
     masks = script.make_masks(script.prunable(network), "l1", 0.5, "layer", seed=1)
     rng = np.random.default_rng(0)
 
@@ -190,14 +191,13 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
         return obs.contiguous(memory_format=torch.channels_last)
 
     def forward(network, obs: torch.Tensor):
-        with torch.no_grad(), autocast():
+        with torch.no_grad():
             return network(obs)
 
     def backward(obs: torch.Tensor) -> None:
-        with autocast():
-            out = network(obs)
+        out = alone(obs)
         sum(t.square().mean() for t in (out if isinstance(out, tuple) else (out,))).backward()
-        network.zero_grad()
+        alone.zero_grad()
 
     def microseconds(function, repeats: int) -> float:
         for _ in range(3):
@@ -221,19 +221,19 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
         learn, share = (lambda: [forward(target, following), *map(backward, batches)]), n / 4 / at_once
         actions, numbers = (torch.zeros(32, dtype=kind, device=device) for kind in (torch.int64, torch.float32))
         batch = (batches[0], actions, numbers, frames(32), numbers.bool())
-        update = partial(script.update, network, target, optimizer, masks, batch, 32, 0.99, autocast)
+        update = partial(script.update, network, working, target, optimizer, masks, batch, 32, 0.99)
     else:  # 4 epochs of 4 minibatches a rollout of 128 steps
         minibatch = frames(32 * n)
         learn, share = partial(backward, minibatch), 16 / 128
         actions, numbers = (torch.zeros(32 * n, dtype=kind, device=device) for kind in (torch.int64, torch.float32))
-        update = partial(script.update, network, optimizer, masks, (minibatch, actions, *[numbers] * 4), options, autocast)
+        update = partial(script.update, network, working, optimizer, masks, (minibatch, actions, *[numbers] * 4), options)
     acting = torch.from_numpy(games.obs).to(device)  # as the emulator hands them over
     repeats = 300 if device.type == "cuda" else 20
     return {
         "update": microseconds(script.capture(update, state), repeats),
         "mask": microseconds(script.capture(partial(script.mask_gradients, network, masks), state), 1000),
         "emulator": microseconds(step, 1000 if device.type == "cuda" else 200),
-        "acting": microseconds(script.capture(partial(forward, network, acting), state), repeats),
+        "acting": microseconds(script.capture(partial(forward, alone, acting), state), repeats),
         "learning": microseconds(script.capture(learn, state), repeats) * share,
     }
 

@@ -1,8 +1,6 @@
 """The equations of both algorithms, worked by hand and against references written another way."""
 
-from contextlib import nullcontext
 from fractions import Fraction
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +9,6 @@ import torch.nn as nn
 
 import dqn_atari_prune as dqn
 import ppo_atari_prune as ppo
-
-BF16 = partial(torch.autocast, "cpu", torch.bfloat16)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -76,7 +72,7 @@ def test_one_whole_dqn_update_equals_cleanrls_written_out_with_an_unfused_adam()
     reference.load_state_dict(network.state_dict())
     batch = (frames(8, 1), torch.arange(8) % 6, torch.randn(8, generator=generator()), frames(8, 2), torch.arange(8) % 4 == 0)
     optimizer = dqn.make_adam(network, 1e-4, eps=1e-8)
-    loss, mean_q = dqn.update(network, target, optimizer, {}, batch, 8, 0.99, nullcontext)
+    loss, mean_q = dqn.update(network, network, target, optimizer, {}, batch, 8, 0.99)
 
     obs, actions, rewards, next_obs, dones = batch
     goal = [float(r) + 0.99 * target(s[None]).max().item() * (not d) for r, s, d in zip(rewards, next_obs, dones, strict=True)]
@@ -103,10 +99,10 @@ def test_two_updates_from_one_batch_equal_two_from_its_halves_as_the_target_netw
         frames(16, 2),
         torch.arange(16) % 4 == 0,
     )
-    dqn.update(one, target, dqn.make_adam(one, 1e-3, eps=1e-8), {}, batch, 8, 0.99, nullcontext)
+    dqn.update(one, one, target, dqn.make_adam(one, 1e-3, eps=1e-8), {}, batch, 8, 0.99)
     adam = dqn.make_adam(two, 1e-3, eps=1e-8)
     for half in range(2):
-        dqn.update(two, target, adam, {}, [t[8 * half : 8 * half + 8] for t in batch], 8, 0.99, nullcontext)
+        dqn.update(two, two, target, adam, {}, [t[8 * half : 8 * half + 8] for t in batch], 8, 0.99)
     for p, r in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(p, r, rtol=1e-4, atol=1e-5)
 
@@ -197,7 +193,7 @@ def test_one_whole_ppo_update_equals_cleanrls_written_out_with_an_unfused_adam(c
     reference.load_state_dict(agent.state_dict())
     args, minibatch = ppo.Args(clip_vloss=clip_vloss, norm_adv=norm_adv), ppo_minibatch(agent)
     optimizer = ppo.make_adam(agent, 2.5e-4, eps=1e-5)
-    losses = ppo.update(agent, optimizer, {}, minibatch, args, nullcontext)
+    losses = ppo.update(agent, agent, optimizer, {}, minibatch, args)
 
     obs, actions, b_logprobs, adv, b_returns, b_values = minibatch
     logits, newvalue = reference(obs)
@@ -248,34 +244,34 @@ def test_channels_last_a_convolution_is_folded_without_a_copy(layer):
 
 
 # --------------------------------------------------------------------------------------------------------------------- bf16
-def dqn_gradients(autocast) -> list[torch.Tensor]:
+def dqn_gradients(precision: str) -> list[torch.Tensor]:
     network, target = (dqn.QNetwork(6).to(memory_format=torch.channels_last) for _ in range(2))
     rewards = torch.randn(32, generator=generator())
     batch = (frames(32, 1), torch.arange(32) % 6, rewards, frames(32, 2), torch.arange(32) % 4 == 0)
-    dqn.update(network, target, dqn.make_adam(network, 1e-4, eps=1e-8), {}, batch, 32, 0.99, autocast)
+    working, target = (dqn.working_copy(each, precision) for each in (network, target))
+    dqn.update(network, working, target, dqn.make_adam(network, 1e-4, eps=1e-8), {}, batch, 32, 0.99)
     return [p.grad.flatten() for p in network.parameters()]
 
 
-def ppo_gradients(autocast) -> list[torch.Tensor]:
+def ppo_gradients(precision: str) -> list[torch.Tensor]:
     agent = ppo.Agent(6).to(memory_format=torch.channels_last)
-    minibatch = ppo_minibatch(agent, 256)
-    ppo.update(agent, ppo.make_adam(agent, 2.5e-4, eps=1e-5), {}, minibatch, ppo.Args(), autocast)
+    minibatch, working = ppo_minibatch(agent, 256), ppo.working_copy(agent, precision)
+    ppo.update(agent, working, ppo.make_adam(agent, 2.5e-4, eps=1e-5), {}, minibatch, ppo.Args())
     return [p.grad.flatten() for p in agent.parameters()]
 
 
 @pytest.mark.parametrize("gradients", [dqn_gradients, ppo_gradients])
 def test_an_update_in_bf16_agrees_with_one_in_fp32_to_the_precision_of_bf16(gradients):
     both = []
-    for autocast in (nullcontext, BF16):
+    for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
-        both.append(torch.cat(gradients(autocast)))
+        both.append(torch.cat(gradients(precision)))
     cosine = torch.nn.functional.cosine_similarity(*both, dim=0).item()
     assert 0.999 < cosine < 1.0 and np.isclose(both[0].norm(), both[1].norm(), rtol=0.02)
 
 
 @pytest.mark.parametrize("network", [dqn.QNetwork(6, 32), ppo.Agent(6, 32)])
 def test_heads_are_computed_in_fp32_where_the_body_runs_in_bf16(network):
-    with BF16():
-        outputs = network(frames(64, 1))
+    outputs = dqn.working_copy(network, "bf16")(frames(64, 1))
     for values in outputs if isinstance(outputs, tuple) else (outputs,):
         assert values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())

@@ -43,11 +43,13 @@ def run(words: list[str], **kwargs) -> subprocess.CompletedProcess:
 
 
 @both
-@pytest.mark.parametrize("prune_type", ["l1", "random"])
-def test_a_fork_ends_in_the_same_bits_as_a_run_from_scratch_and_trains_half_the_steps(small_run, algorithm, prune_type):
-    scratch = small_run(algorithm, prune_type=prune_type, prune_rate=0.5)
-    dense = small_run(algorithm, prune_type="none")
-    fork = small_run(algorithm, name="fork", prune_type=prune_type, prune_rate=0.5, fork_from=str(dense))
+@pytest.mark.parametrize("prune_type, precision", [("l1", "fp32"), ("random", "bf16")])
+def test_a_fork_ends_in_the_same_bits_as_a_run_from_scratch_and_trains_half_the_steps(
+    small_run, algorithm, prune_type, precision
+):
+    scratch = small_run(algorithm, prune_type=prune_type, prune_rate=0.5, precision=precision)
+    dense = small_run(algorithm, prune_type="none", precision=precision)
+    fork = small_run(algorithm, name="fork", prune_type=prune_type, prune_rate=0.5, precision=precision, fork_from=str(dense))
     assert same_bits(fork, scratch)
     half = SMALL[algorithm]["total_timesteps"] // 2
     assert summary(scratch)["agent_steps_run"] == 2 * half and summary(fork)["agent_steps_run"] == half
@@ -144,16 +146,16 @@ def test_a_fork_by_a_script_that_has_changed_since_is_refused_by_name(small_run,
 
 
 @both
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number, precision", [(signal.SIGTERM, "fp32"), (signal.SIGKILL, "bf16")])
 def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_and_no_doubled_point(
-    small_run, algorithm, number, tmp_path, monkeypatch
+    small_run, algorithm, number, precision, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder, kills = tmp_path / "a", 3 if number == signal.SIGKILL else 1
-    words = [*command(algorithm, folder, checkpoint_minutes=0.003), "--track"]
+    words = [*command(algorithm, folder, checkpoint_minutes=0.003, precision=precision), "--track"]
     lives = disturb(words, folder, kills, patience=1.0, rng=random.Random(5), number=number)
     assert len(lives) == kills + 1 and lives[-1][0] > 0 and lives[0][0] == 0
-    assert same_bits(folder, small_run(algorithm, prune_type="l1", prune_rate=0.5))
+    assert same_bits(folder, small_run(algorithm, prune_type="l1", prune_rate=0.5, precision=precision))
     assert "finished" in run(words).stdout and not list(folder.glob("checkpoint*"))
     curves = sorted((r["tag"], int(r["global_step"]), float(r["value"])) for r in rows(folder / "curves.csv"))
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()

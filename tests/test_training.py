@@ -145,19 +145,39 @@ def test_ppo_learns_from_the_very_frames_that_it_acted_on_and_they_lie_channels_
     send, update = ppo.AtariGames.send, ppo.update
 
     def send_and_keep(games, actions):
-        seen.extend(frames.tobytes() for frames in games.obs)
+        seen.append(ppo.scaled(torch.from_numpy(games.obs), torch.float32))
         send(games, actions)
 
-    def update_and_keep(agent, optimizer, masks, minibatch, *others):
-        learned.append(minibatch[0])
-        return update(agent, optimizer, masks, minibatch, *others)
+    def update_and_keep(agent, working, optimizer, masks, minibatch, args):
+        learned.append(minibatch[0].clone())
+        return update(agent, working, optimizer, masks, minibatch, args)
 
     monkeypatch.setattr(ppo.AtariGames, "send", send_and_keep)
     monkeypatch.setattr(ppo, "update", update_and_keep)
     options = SMALL["ppo"] | {"total_timesteps": 128, "num_steps": 64, "update_epochs": 1, "eval_episodes": 0}
-    ppo.train(ppo.Args(runs_dir=str(tmp_path), prune_type="none", **options))
+    ppo.train(ppo.Args(runs_dir=str(tmp_path), prune_type="none", precision="fp32", **options))
     assert all(frames.is_contiguous(memory_format=torch.channels_last) for frames in learned)
-    assert sorted(frames.numpy().tobytes() for frames in torch.cat(learned)) == sorted(seen) and len(set(seen)) > 50
+    seen, learned = (sorted(frames.numpy().tobytes() for frames in torch.cat(kept)) for kept in (seen, learned))
+    assert learned == seen and len(set(seen)) > 50
+
+
+@both
+def test_in_bf16_working_copies_are_the_rounded_networks_at_every_moment(algorithm, monkeypatch, tmp_path):
+    script, moments = SCRIPTS[algorithm], []
+
+    def look(args, folder, log, state, moment):
+        moments.append(moment)
+        assert len(state["working"]) == (2 if algorithm == "dqn" else 1)
+        for working, network in state["working"]:
+            kinds = {low.dtype for low in working.parameters()}
+            assert kinds == {torch.bfloat16, torch.float32}  # body, heads
+            for low, master in zip(working.parameters(), network.parameters(), strict=True):
+                assert master.dtype == torch.float32 and torch.equal(low, master.to(low.dtype))
+
+    monkeypatch.setattr(script, "evaluate_moment", look)
+    options = SMALL[algorithm] | {"precision": "bf16", "prune_type": "l1", "prune_rate": 0.5}
+    script.train(script.Args(runs_dir=str(tmp_path), **options))
+    assert moments == ["before_prune", "after_prune", "final"]
 
 
 @both

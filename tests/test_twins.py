@@ -10,8 +10,9 @@ SHARED = """
     NEUTRAL EVALS RULES UserError Busy require check_options arm default_run_name derive_seed seeded cut_iteration
     atari_spec Game Step AtariGames prunable make_masks apply_masks mask_gradients count_tensors resolve git_state Stop
     write_atomically open_run Log start_wandb plain_state_dict evaluation_copy evaluate_moment cut finish Inbox make_adam
-    live_tensors capture scaled FoldedConv2d main OF_THE_CUT CHECKPOINT_FORMAT differences read_config compress decompress
-    save_checkpoint load_checkpoint begin pause wandb_records wandb_rows device_name peak_ram_bytes init_wandb
+    live_tensors capture scaled working_copy renew FoldedConv2d main OF_THE_CUT CHECKPOINT_FORMAT differences read_config
+    compress decompress save_checkpoint load_checkpoint begin pause wandb_records wandb_rows device_name peak_ram_bytes
+    init_wandb
 """
 DIFFERENT_ON_PURPOSE = {"ALGORITHM", "Args", "update", "train"}
 OPTIONS_DIFFERENT_ON_PURPOSE = {"learning_rate", "num_envs"}  # CleanRL's defaults, and what the number of games changes
