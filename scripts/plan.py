@@ -22,7 +22,7 @@ SET_BY = {"seed": "SEEDS", "prune_rate": "RATES", "env_id": "GAMES", "runs_dir":
 SET_BY |= dict.fromkeys(("prune_type", "run_name", "fork_from", "fork_seed"), "the sweep's matrix")
 RUN_BYTES = 1.0e9  # memory of a run beside its replay buffer
 RUNS_A_GPU = 8
-SPEEDS = ROOT / "results" / "cpu_speed.csv"
+SPEEDS = ROOT / "results" / "cpu_speed_bf16.json"
 
 
 def speed(algorithm: str, runs_dir: Path) -> tuple[float | None, str]:
@@ -32,7 +32,8 @@ def speed(algorithm: str, runs_dir: Path) -> tuple[float | None, str]:
         return sum(here) / len(here), f"at the speed of {len(here)} finished runs in {runs_dir}"
     if torch.cuda.is_available() or not SPEEDS.exists():
         return None, ""
-    rows = pd.read_csv(SPEEDS).query("program == 'ours' and algorithm == @algorithm and side_by_side > 1")
+    rows = pd.DataFrame(json.loads(SPEEDS.read_text())["rows"])
+    rows = rows.query("program == 'ours' and algorithm == @algorithm and side_by_side > 1")
     return (rows.steps_per_second / rows.side_by_side).mean(), f"at the speed in results/{SPEEDS.name}"
 
 
