@@ -966,7 +966,7 @@ def make_adam(network: nn.Module, learning_rate: float, eps: float) -> torch.opt
 
 
 def live_tensors(state: dict) -> dict[str, torch.Tensor]:
-    """Weights, moments and DQN's last losses by name: the memory itself that the networks, Adam and the graphs work on."""
+    """Weights, moments and DQN's last losses by name: the memory itself that the networks and Adam work on."""
     parts = {name: state[name].state_dict() for name in ("network", "target_network") if name in state}
     moments = {name: state["optimizer"].state[p] for name, p in state["network"].named_parameters()}
     tensors = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
@@ -978,7 +978,7 @@ def capture(function, state: dict):
     """On a GPU the function as the replay of one CUDA graph; on the CPU the function itself.
 
     It takes nothing, works on tensors that stay where they are, and what it returns is overwritten by its next call. The
-    calls that warm it up are undone: weights, moments and generators are put back.
+    calls that warm it up are undone: weights, moments, working copies and generators are put back.
     """
     if state["device"] != "cuda":
         return function
@@ -1009,21 +1009,21 @@ def capture(function, state: dict):
 
 # --------------------------------------------------------------------------------------------------------------- network
 def scaled(obs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 frames as [0, 1] in the precision that the network computes in, channels last; scaled frames as they are."""
+    """uint8 frames as [0, 1] in dtype, channels last; frames that are scaled already (PPO keeps them) as they are."""
     if obs.is_floating_point():
         return obs
     return obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255)
 
 
-def working_copy(network: nn.Module, precision: str) -> nn.Module:
-    """What computes: in fp32 the network itself; in bf16 a copy of it in bf16, whose gradients arrive at the network in fp32.
+def working_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """What computes: in fp32 the network itself; else a copy of it in dtype, whose gradients arrive at the network in fp32.
 
-    The network keeps the master weights (https://arxiv.org/abs/1710.03740). Its heads compute in both: values between 2 and 4
-    would come in steps of 1/64 in bf16.
+    The network keeps the master weights (https://arxiv.org/abs/1710.03740). Its heads are shared and stay fp32: values between
+    2 and 4 would come in steps of 1/64 in bf16.
     """
-    if precision == "fp32":
+    if dtype == torch.float32:
         return network
-    working = copy.deepcopy(network).to(torch.bfloat16)
+    working = copy.deepcopy(network).to(dtype)
     for head in network.HEADS:
         setattr(working, head, getattr(network, head))
 
@@ -1031,7 +1031,7 @@ def working_copy(network: nn.Module, precision: str) -> nn.Module:
         master.grad, low.grad = gradient.copy_(low.grad), None
 
     for master, low in zip(network.parameters(), working.parameters(), strict=True):
-        if low is not master:
+        if low is not master and low.requires_grad:
             low.register_post_accumulate_grad_hook(partial(deliver, master, torch.empty_like(master)))
     return working
 
@@ -1193,7 +1193,8 @@ def update(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A gradient update for each batch_size transitions of a batch (ReplayBuffer.sample), whose TD targets are computed once.
 
-    Returns the TD loss of the last update and the mean Q value of its actions.
+    `working` and `target_network` compute (`working_copy`); `q_network` has the weights that Adam moves. Returns the TD loss of
+    the last update and the mean Q value of its actions.
     """
     obs, actions, rewards, next_obs, terminations = batch
     with torch.no_grad():
@@ -1216,7 +1217,7 @@ def train(args: Args) -> Path:
     if config is None:
         return folder
     resolved = config["resolved"]
-    device = torch.device(resolved["device"])
+    device, dtype = torch.device(resolved["device"]), {"bf16": torch.bfloat16, "fp32": torch.float32}[resolved["precision"]]
     torch.set_flush_denormal(True)  # Adam's moments of dead weights decay into denormals, which made its step 15 times slower
     torch.set_num_threads(resolved["num_threads"])
     torch.backends.cudnn.deterministic = args.torch_deterministic
@@ -1225,8 +1226,8 @@ def train(args: Args) -> Path:
     with seeded(derive_seed(args.seed, "network")):
         q_network = QNetwork(games.num_actions, args.hidden_size)
     q_network = q_network.to(device, memory_format=torch.channels_last)
-    target_network = copy.deepcopy(q_network)
-    working, target_working = (working_copy(network, resolved["precision"]) for network in (q_network, target_network))
+    target_network = copy.deepcopy(q_network).requires_grad_(False)
+    working, target_working = (working_copy(network, dtype) for network in (q_network, target_network))
     optimizer = make_adam(q_network, args.learning_rate, eps=1e-8)
     if device.type == "cuda":
         most = torch.cuda.mem_get_info()[0] // TRANSITION_BYTES

@@ -969,7 +969,7 @@ def make_adam(network: nn.Module, learning_rate: float, eps: float) -> torch.opt
 
 
 def live_tensors(state: dict) -> dict[str, torch.Tensor]:
-    """Weights, moments and DQN's last losses by name: the memory itself that the networks, Adam and the graphs work on."""
+    """Weights, moments and DQN's last losses by name: the memory itself that the networks and Adam work on."""
     parts = {name: state[name].state_dict() for name in ("network", "target_network") if name in state}
     moments = {name: state["optimizer"].state[p] for name, p in state["network"].named_parameters()}
     tensors = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
@@ -981,7 +981,7 @@ def capture(function, state: dict):
     """On a GPU the function as the replay of one CUDA graph; on the CPU the function itself.
 
     It takes nothing, works on tensors that stay where they are, and what it returns is overwritten by its next call. The
-    calls that warm it up are undone: weights, moments and generators are put back.
+    calls that warm it up are undone: weights, moments, working copies and generators are put back.
     """
     if state["device"] != "cuda":
         return function
@@ -1012,21 +1012,21 @@ def capture(function, state: dict):
 
 # --------------------------------------------------------------------------------------------------------------- network
 def scaled(obs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 frames as [0, 1] in the precision that the network computes in, channels last; scaled frames as they are."""
+    """uint8 frames as [0, 1] in dtype, channels last; frames that are scaled already (PPO keeps them) as they are."""
     if obs.is_floating_point():
         return obs
     return obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255)
 
 
-def working_copy(network: nn.Module, precision: str) -> nn.Module:
-    """What computes: in fp32 the network itself; in bf16 a copy of it in bf16, whose gradients arrive at the network in fp32.
+def working_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """What computes: in fp32 the network itself; else a copy of it in dtype, whose gradients arrive at the network in fp32.
 
-    The network keeps the master weights (https://arxiv.org/abs/1710.03740). Its heads compute in both: values between 2 and 4
-    would come in steps of 1/64 in bf16.
+    The network keeps the master weights (https://arxiv.org/abs/1710.03740). Its heads are shared and stay fp32: values between
+    2 and 4 would come in steps of 1/64 in bf16.
     """
-    if precision == "fp32":
+    if dtype == torch.float32:
         return network
-    working = copy.deepcopy(network).to(torch.bfloat16)
+    working = copy.deepcopy(network).to(dtype)
     for head in network.HEADS:
         setattr(working, head, getattr(network, head))
 
@@ -1034,7 +1034,7 @@ def working_copy(network: nn.Module, precision: str) -> nn.Module:
         master.grad, low.grad = gradient.copy_(low.grad), None
 
     for master, low in zip(network.parameters(), working.parameters(), strict=True):
-        if low is not master:
+        if low is not master and low.requires_grad:
             low.register_post_accumulate_grad_hook(partial(deliver, master, torch.empty_like(master)))
     return working
 
@@ -1070,7 +1070,7 @@ def orthogonal(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
 
 
 class Agent(nn.Module):
-    """Policy and value on one body: (batch, 4, 84, 84) uint8 frames to fp32 logits (batch, num_actions), values (batch,)."""
+    """Policy and value on one body: (batch, 4, 84, 84) frames, uint8 or scaled, to fp32 (batch, num_actions) and (batch,)."""
 
     HEADS = ("actor", "critic")
 
@@ -1134,7 +1134,10 @@ def value_loss(new_values, values, returns, clip_coef: float, clip_vloss: bool) 
 
 
 def update(agent, working, optimizer, masks, minibatch, args) -> dict[str, torch.Tensor]:
-    """One gradient update from a minibatch: obs (n, 4, 84, 84) and actions, logprobs, advantages, returns, values (n,)."""
+    """One gradient update from a minibatch: obs (n, 4, 84, 84) and actions, logprobs, advantages, returns, values (n,).
+
+    `working` computes (`working_copy`); `agent` has the weights that Adam moves.
+    """
     obs, actions, logprobs, advantages, returns, values = minibatch
     logits, new_values = working(obs)
     logratio = log_prob(logits, actions) - logprobs
@@ -1164,7 +1167,7 @@ def train(args: Args) -> Path:
     if config is None:
         return folder
     resolved = config["resolved"]
-    device = torch.device(resolved["device"])
+    device, dtype = torch.device(resolved["device"]), {"bf16": torch.bfloat16, "fp32": torch.float32}[resolved["precision"]]
     torch.set_flush_denormal(True)  # Adam's moments of dead weights decay into denormals, which made its step 15 times slower
     torch.set_num_threads(resolved["num_threads"])
     torch.backends.cudnn.deterministic = args.torch_deterministic
@@ -1173,7 +1176,7 @@ def train(args: Args) -> Path:
     with seeded(derive_seed(args.seed, "network")):
         agent = Agent(games.num_actions, args.hidden_size)
     agent = agent.to(device, memory_format=torch.channels_last)
-    working = working_copy(agent, resolved["precision"])
+    working = working_copy(agent, dtype)
     optimizer = make_adam(agent, args.learning_rate, eps=1e-5)
     act_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "actions"))
     batch_generator = torch.Generator(device).manual_seed(derive_seed(args.seed, "minibatches"))
@@ -1187,7 +1190,6 @@ def train(args: Args) -> Path:
     newest = Inbox(device, t=np.zeros(1, np.int64), obs=games.obs)  # sent every step; what followed is sent once a rollout
     followed = Inbox(device, rewards=np.zeros(rollout, np.float32), terminations=np.zeros(rollout, bool))
     rewards, terminations = followed.arrays["rewards"], followed.arrays["terminations"]
-    dtype = working.conv1.weight.dtype
     obs = torch.zeros(*rollout, 84, 84, 4, dtype=dtype, device=device)  # channels last and scaled, as the network reads them
     actions = torch.zeros(rollout, dtype=torch.int64, device=device)
     logprobs, values, advantages, returns = (torch.zeros(rollout, device=device) for _ in range(4))

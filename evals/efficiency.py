@@ -111,9 +111,9 @@ def without_dead_units(network: nn.Module) -> nn.Module:
 
 
 def with_two_of_four(network: nn.Module) -> nn.Module:
-    """fc1 as NVIDIA's 2:4 semi-structured matrix in half precision: the two largest of each four weights. Another function."""
+    """An fp16 network's fc1 as NVIDIA's 2:4 semi-structured matrix: the two largest of each four weights. Another function."""
     network = copy.deepcopy(network)
-    fours = network.fc1.weight.detach().half().view(-1, 4)
+    fours = network.fc1.weight.detach().view(-1, 4)
     pairs = torch.zeros_like(fours).scatter_(1, fours.abs().topk(2).indices, 1.0)
     sparse = torch.sparse.to_sparse_semi_structured((fours * pairs).view_as(network.fc1.weight))
     network.fc1.weight = nn.Parameter(sparse, requires_grad=False)
@@ -150,7 +150,7 @@ def latencies(forms: dict[str, nn.Module], batch: int, calls: int, device: torch
         for name, network in forms.items():
             for _ in range(calls // ROUNDS):
                 began = time.perf_counter()
-                with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=name.endswith("fp16")):
+                with torch.inference_mode():
                     network(obs)
                 if device.type == "cuda":
                     torch.cuda.synchronize()
@@ -193,7 +193,8 @@ def measure(folder: Path, args: Args) -> list[dict]:
             told["multiply_adds"] += sum(t.values().numel() for t in weights.values() if t.layout == torch.sparse_csr)
             told["units"] = sum(len(t) for key, t in weights.items() if key.endswith("bias"))
     if device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0) and len(network.fc1.weight) % 64 == 0:
-        forms |= {"dense, fp16": network, "2:4, fp16": with_two_of_four(network)}  # timed only
+        half = script.working_copy(network, torch.float16)
+        forms |= {"dense, fp16": half, "2:4, fp16": with_two_of_four(half)}  # timed only
         rows |= {name: row | {"form": name, "precision": "fp16"} for name in ("dense, fp16", "2:4, fp16")}
     for threads in sorted({1, len(os.sched_getaffinity(0))} if device.type == "cpu" else {1}):
         torch.set_num_threads(threads)

@@ -1,6 +1,6 @@
 """Agent steps per second while learning: this project, CleanRL and stable-baselines3 in turn, and how near the bound they are.
 
-    python scripts/benchmark.py --cleanrl ~/cleanrl --cleanrl-python ~/cleanrl/.venv/bin/python --csv speed.csv
+    python scripts/benchmark.py --cleanrl ~/cleanrl --cleanrl-python ~/cleanrl/.venv/bin/python --json speed.json
     python scripts/benchmark.py --programs ours --jobs 1 2 4 --algorithms dqn
 
 Programs run in turn, A B C A B C, each in a process of its own, with CleanRL's hyperparameters and `--learning-starts` lowered
@@ -62,8 +62,6 @@ class Args:
     """python that runs it"""
     json: Path | None = None
     """file for all measurements, the table and the bounds"""
-    csv: Path | None = None
-    """file to which a row a measurement is appended"""
     sb3: Literal["dqn", "ppo"] | None = None
     """train stable-baselines3 here and print its steps: what this program starts as a process of its own"""
 
@@ -179,7 +177,8 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
     games = script.AtariGames(ENV_ID, n, 1, resolved["num_threads"])
     network = (script.QNetwork if algorithm == "dqn" else script.Agent)(games.num_actions)
     network = network.to(device, memory_format=torch.channels_last)
-    working, optimizer = script.working_copy(network, resolved["precision"]), script.make_adam(network, 1e-4, 1e-8)
+    dtype = torch.bfloat16 if resolved["precision"] == "bf16" else torch.float32
+    working, optimizer = script.working_copy(network, dtype), script.make_adam(network, 1e-4, 1e-8)
     alone, target = copy.deepcopy(working), copy.deepcopy(working)  # passes alone: no gradient goes on to master weights
     state = {"network": network, "working": [(working, network)], "optimizer": optimizer, "generators": []}
     state |= {"device": device.type}
@@ -223,7 +222,7 @@ def parts(algorithm: str, args: Args) -> dict[str, float]:
         batch = (batches[0], actions, numbers, frames(32), numbers.bool())
         update = partial(script.update, network, working, target, optimizer, masks, batch, 32, 0.99)
     else:  # 4 epochs of 4 minibatches a rollout of 128 steps
-        minibatch = frames(32 * n)
+        minibatch = script.scaled(frames(32 * n), dtype)
         learn, share = partial(backward, minibatch), 16 / 128
         actions, numbers = (torch.zeros(32 * n, dtype=kind, device=device) for kind in (torch.int64, torch.float32))
         update = partial(script.update, network, working, optimizer, masks, (minibatch, actions, *[numbers] * 4), options)
@@ -266,9 +265,6 @@ def main() -> None:
                 command = " ".join(Path(w).name if os.sep in w else f"'{w}'" if " " in w else w for w in words)
                 rows.append(row | {"command": command})
                 print(f"{repetition}: {program} {algorithm} x{jobs}: {sum(speeds):.0f} steps/s", flush=True)
-                if args.csv:
-                    before = [pd.read_csv(args.csv)] if args.csv.exists() else []
-                    pd.concat([*before, pd.DataFrame(rows[-1:])]).to_csv(args.csv, index=False)
                 if program == "ours" and jobs == args.jobs[0]:
                     us = parts(algorithm, args)
                     us |= {"bound": bound(algorithm, us, torch.cuda.is_available()), "step": envs / sum(speeds) * jobs * 1e6}

@@ -11,10 +11,12 @@ both = pytest.mark.parametrize("algorithm", SCRIPTS)
 
 
 @both
-def test_a_run_of_cuda_graphs_ends_in_the_same_bits_as_one_without_them(small_run, algorithm, monkeypatch):
-    captured = small_run(algorithm, prune_rate=0.5, prune_type="l1")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_of_cuda_graphs_ends_in_the_same_bits_as_one_without_them(small_run, algorithm, precision, monkeypatch):
+    options = {"prune_rate": 0.5, "prune_type": "l1", "precision": precision}
+    captured = small_run(algorithm, **options)
     monkeypatch.setattr(SCRIPTS[algorithm], "capture", lambda function, state: function)
-    assert bits(small_run(algorithm, name="eager", prune_rate=0.5, prune_type="l1")) == bits(captured)
+    assert bits(small_run(algorithm, name="eager", **options)) == bits(captured)
 
 
 @both

@@ -1,5 +1,6 @@
 """The equations of both algorithms, worked by hand and against references written another way."""
 
+import copy
 from fractions import Fraction
 
 import numpy as np
@@ -244,18 +245,18 @@ def test_channels_last_a_convolution_is_folded_without_a_copy(layer):
 
 
 # --------------------------------------------------------------------------------------------------------------------- bf16
-def dqn_gradients(precision: str) -> list[torch.Tensor]:
+def dqn_gradients(dtype: torch.dtype) -> list[torch.Tensor]:
     network, target = (dqn.QNetwork(6).to(memory_format=torch.channels_last) for _ in range(2))
     rewards = torch.randn(32, generator=generator())
     batch = (frames(32, 1), torch.arange(32) % 6, rewards, frames(32, 2), torch.arange(32) % 4 == 0)
-    working, target = (dqn.working_copy(each, precision) for each in (network, target))
+    working, target = (dqn.working_copy(each, dtype) for each in (network, target))
     dqn.update(network, working, target, dqn.make_adam(network, 1e-4, eps=1e-8), {}, batch, 32, 0.99)
     return [p.grad.flatten() for p in network.parameters()]
 
 
-def ppo_gradients(precision: str) -> list[torch.Tensor]:
+def ppo_gradients(dtype: torch.dtype) -> list[torch.Tensor]:
     agent = ppo.Agent(6).to(memory_format=torch.channels_last)
-    minibatch, working = ppo_minibatch(agent, 256), ppo.working_copy(agent, precision)
+    minibatch, working = ppo_minibatch(agent, 256), ppo.working_copy(agent, dtype)
     ppo.update(agent, working, ppo.make_adam(agent, 2.5e-4, eps=1e-5), {}, minibatch, ppo.Args())
     return [p.grad.flatten() for p in agent.parameters()]
 
@@ -263,15 +264,35 @@ def ppo_gradients(precision: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize("gradients", [dqn_gradients, ppo_gradients])
 def test_an_update_in_bf16_agrees_with_one_in_fp32_to_the_precision_of_bf16(gradients):
     both = []
-    for precision in ("fp32", "bf16"):
+    for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
-        both.append(torch.cat(gradients(precision)))
-    cosine = torch.nn.functional.cosine_similarity(*both, dim=0).item()
-    assert 0.999 < cosine < 1.0 and np.isclose(both[0].norm(), both[1].norm(), rtol=0.02)
+        both.append(torch.cat(gradients(dtype)))
+    assert torch.nn.functional.cosine_similarity(*both, dim=0) > 0.999 and not torch.equal(*both)
+    assert np.isclose(both[0].norm(), both[1].norm(), rtol=0.02)
+
+
+@pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
+def test_a_kept_working_copy_learns_what_one_made_anew_for_each_update_does(algorithm):
+    ends = []
+    for kept in (True, False):
+        torch.manual_seed(0)
+        network = (dqn.QNetwork if algorithm == "dqn" else ppo.Agent)(6).to(memory_format=torch.channels_last)
+        adam, target = dqn.make_adam(network, 1e-3, eps=1e-8), dqn.working_copy(copy.deepcopy(network), torch.bfloat16)
+        working = dqn.working_copy(network, torch.bfloat16)
+        for k in range(4):
+            working = working if kept else dqn.working_copy(network, torch.bfloat16)
+            if algorithm == "dqn":
+                facts = torch.arange(32) % 6, torch.randn(32, generator=generator(k))
+                batch = (frames(32, k), *facts, frames(32, k + 9), torch.arange(32) % 4 == 0)
+                dqn.update(network, working, target, adam, {}, batch, 32, 0.99)
+            else:
+                ppo.update(network, working, adam, {}, ppo_minibatch(network, 32), ppo.Args())
+        ends.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("network", [dqn.QNetwork(6, 32), ppo.Agent(6, 32)])
 def test_heads_are_computed_in_fp32_where_the_body_runs_in_bf16(network):
-    outputs = dqn.working_copy(network, "bf16")(frames(64, 1))
+    outputs = dqn.working_copy(network, torch.bfloat16)(frames(64, 1))
     for values in outputs if isinstance(outputs, tuple) else (outputs,):
         assert values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())

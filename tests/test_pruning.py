@@ -13,6 +13,7 @@ from dqn_atari_prune import (
     mask_gradients,
     prunable,
     sync_target,
+    working_copy,
 )
 from dqn_atari_prune import update as dqn_update
 from ppo_atari_prune import Agent
@@ -25,6 +26,9 @@ networks = pytest.mark.parametrize("algorithm", NETWORKS)
 criteria = pytest.mark.parametrize("prune_type", ["l1", "random"])
 scopes = pytest.mark.parametrize("scope", ["layer", "global"])
 biases = pytest.mark.parametrize("bias", [True, False], ids=["with biases", "weights only"])
+
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
 def build(algorithm: str, hidden_size: int = 512):
@@ -154,7 +158,8 @@ def test_a_mask_that_empties_a_tensor_is_allowed_by_the_global_scope():
     assert counts["actor.weight"] == agent.actor.weight.numel() and counts["fc1.weight"] < agent.fc1.weight.numel()
 
 
-def test_the_target_network_is_as_sparse_as_the_online_one_at_the_cut_and_after_every_sync_and_stays_so_in_whole_updates():
+@dtypes
+def test_the_target_network_is_as_sparse_as_the_online_one_at_the_cut_and_after_every_sync_and_stays_so_in_whole_updates(dtype):
     network, optimizer = build("dqn")
     target, _ = build("dqn")
     g = torch.Generator().manual_seed(0)
@@ -169,10 +174,11 @@ def test_the_target_network_is_as_sparse_as_the_online_one_at_the_cut_and_after_
     masks = make_masks(prunable(network), "l1", 0.8, "layer", 0)
     apply_masks(network, optimizer, masks)
     target.load_state_dict(network.state_dict())
+    working = working_copy(network, dtype)
     before = network.fc1.weight.detach().clone()
     for step in range(20):
         assert all(is_plus_zero(net.get_parameter(n).detach(), m) for net in (network, target) for n, m in masks.items())
-        dqn_update(network, network, target, optimizer, masks, batch(), 8, 0.99)
+        dqn_update(network, working, target, optimizer, masks, batch(), 8, 0.99)
         if step % 5 == 0:
             sync_target(target, network, tau=1.0 if step % 10 else 0.5)
     moved = (network.fc1.weight != before)[masks["fc1.weight"] == 1]
@@ -188,26 +194,31 @@ def ppo_minibatch(agent, g, n: int = 16):
     return obs, actions, logits.log_softmax(1).gather(1, actions[:, None]).squeeze(1), advantages, returns, values
 
 
-def test_pruned_entries_stay_plus_zero_in_whole_ppo_updates_while_the_others_move():
+@dtypes
+def test_pruned_entries_stay_plus_zero_in_whole_ppo_updates_while_the_others_move(dtype):
     agent, optimizer = build("ppo")
     g, args = torch.Generator().manual_seed(0), PPOArgs()
     for _ in range(3):
         ppo_update(agent, agent, optimizer, {}, ppo_minibatch(agent, g), args)
     masks = make_masks(prunable(agent), "random", 0.5, "layer", 0)
     apply_masks(agent, optimizer, masks)
+    working = working_copy(agent, dtype)
     before = agent.fc1.weight.detach().clone()
     for _ in range(15):
-        ppo_update(agent, agent, optimizer, masks, ppo_minibatch(agent, g), args)
+        ppo_update(agent, working, optimizer, masks, ppo_minibatch(agent, g), args)
     assert all(is_plus_zero(agent.get_parameter(name).detach(), mask) for name, mask in masks.items())
     assert (agent.fc1.weight != before)[masks["fc1.weight"] == 1].float().mean() > 0.5
 
 
-def test_gradients_are_masked_before_the_norm_is_clipped():
+@dtypes
+def test_gradients_are_masked_before_the_norm_is_clipped(dtype):
     agent, optimizer = build("ppo", hidden_size=32)
     minibatch = ppo_minibatch(agent, torch.Generator().manual_seed(0))
     masks = make_masks(prunable(agent), "random", 0.8, "layer", 0)
     apply_masks(agent, optimizer, masks)
-    ppo_update(agent, agent, optimizer, masks, minibatch, PPOArgs(vf_coef=100.0))  # a gradient beyond the limit
+    ppo_update(
+        agent, working_copy(agent, dtype), optimizer, masks, minibatch, PPOArgs(vf_coef=100.0)
+    )  # a gradient beyond the limit
     norm = torch.cat([p.grad.flatten() for p in agent.parameters()]).norm()
     # clipping first and masking then would leave a norm below the limit: 80 % of the entries would be gone from it
     assert norm.item() == pytest.approx(0.5, rel=1e-4)
