@@ -1070,7 +1070,10 @@ def orthogonal(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
 
 
 class Agent(nn.Module):
-    """Policy and value on one body: (batch, 4, 84, 84) frames, uint8 or scaled, to fp32 (batch, num_actions) and (batch,)."""
+    """Policy and value on one body: (batch, 4, 84, 84) frames to fp32 logits (batch, num_actions), values (batch,).
+
+    Frames are uint8, or scaled already.
+    """
 
     HEADS = ("actor", "critic")
 

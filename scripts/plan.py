@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SET_BY = {"seed": "SEEDS", "prune_rate": "RATES", "env_id": "GAMES", "runs_dir": "RUNS_DIR"}
 SET_BY |= dict.fromkeys(("prune_type", "run_name", "fork_from", "fork_seed"), "the sweep's matrix")
-RUN_BYTES = 1.0e9  # memory of a run beside its replay buffer
+RUN_BYTES = 1.0e9  # memory of a run of the default number of games, beside its replay buffer
 RUNS_A_GPU = 8
 SPEEDS = ROOT / "results" / "cpu_speed_bf16.json"
 
