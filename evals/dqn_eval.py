@@ -36,4 +36,4 @@ def evaluate(network, make_games, env_id: str, eval_episodes: int, seed: int, nu
 if __name__ == "__main__":
     import dqn_atari_prune
 
-    games.run(dqn_atari_prune, dqn_atari_prune.QNetwork, make_policy)
+    games.run(dqn_atari_prune, dqn_atari_prune.QNetwork, make_policy, __doc__)

@@ -156,9 +156,9 @@ def load(script, network_class, path: Path, env_id: str | None) -> tuple[nn.Modu
     return network, env_id
 
 
-def run(script, network_class, make_policy) -> None:
+def run(script, network_class, make_policy, description: str | None) -> None:
     """The evaluator's command line: play, print, write the games, record."""
-    args = tyro.cli(Args, description=__doc__)
+    args = tyro.cli(Args, description=description)
     try:
         script.require(args.eval_episodes >= 1, "eval_episodes", "be at least 1", args.eval_episodes)
         script.require(args.seed >= 0, "seed", "be at least 0", args.seed)

@@ -33,4 +33,4 @@ def evaluate(network, make_games, env_id: str, eval_episodes: int, seed: int, nu
 if __name__ == "__main__":
     import ppo_atari_prune
 
-    games.run(ppo_atari_prune, ppo_atari_prune.Agent, make_policy)
+    games.run(ppo_atari_prune, ppo_atari_prune.Agent, make_policy, __doc__)

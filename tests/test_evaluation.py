@@ -95,7 +95,7 @@ def test_multiply_adds_are_counted_by_hand():
 # ----------------------------------------------------------------------------------------------------------- command line
 def evaluator(algorithm: str, monkeypatch, *words) -> None:
     monkeypatch.setattr("sys.argv", [f"{algorithm}_eval.py", *map(str, words)])
-    games.run(SCRIPTS[algorithm], NETWORKS[algorithm], EVALUATORS[algorithm].make_policy)
+    games.run(SCRIPTS[algorithm], NETWORKS[algorithm], EVALUATORS[algorithm].make_policy, None)
 
 
 @both
