@@ -32,7 +32,7 @@ import zipfile
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -147,6 +147,8 @@ class Args:
         require(self.target_kl is None or self.target_kl > 0, "target_kl", "be above 0", self.target_kl)
         rollout = f"divide a rollout of num_envs * num_steps = {self.steps_per_iteration} agent steps"
         require(self.steps_per_iteration % self.num_minibatches == 0, "num_minibatches", rollout, self.num_minibatches)
+        spread = self.num_minibatches < self.steps_per_iteration or not self.norm_adv
+        require(spread, "num_minibatches", "leave two agent steps a minibatch, or more, with --norm-adv", self.num_minibatches)
         least = f"hold one rollout ({self.steps_per_iteration} agent steps)"
         require(self.total_timesteps >= self.steps_per_iteration, "total_timesteps", least, self.total_timesteps)
 
@@ -487,10 +489,14 @@ def git_state() -> dict:
 def write_atomically(path: Path, data: bytes | memoryview, keep_previous: bool = False) -> None:
     """A reader, or a crash, finds the old file or the whole new one, never a part."""
     beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        beside.unlink(missing_ok=True)  # it would keep a full disk full
+        raise
     if keep_previous and path.exists():
         os.replace(path, path.with_stem(path.stem + "_previous"))
     os.replace(beside, path)
@@ -502,7 +508,12 @@ def differences(old: dict, new: dict, but: set[str]) -> str:
 
 
 def read_config(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    """config.json of a run folder; empty where there is none that a run could have written."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        return config if config.keys() >= {"options", "resolved"} else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def open_run(args) -> tuple[Path, dict | None, object]:
@@ -514,17 +525,18 @@ def open_run(args) -> tuple[Path, dict | None, object]:
     folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
     parent = Path(args.fork_from) if args.fork_from else None
     old = {} if args.overwrite else read_config(folder)
-    recorded = (old or (read_config(parent) if parent else {})).get("resolved", {})
-    resolved = resolve(args, recorded)
+    begun = bool(old) and any(path.exists() for path in (folder / "summary.json", *folder.glob("checkpoint*.pt")))
+    twin = read_config(parent) if parent and not begun else {}
+    resolved = resolve(args, (old or twin).get("resolved", {}))
     options = asdict(args) | resolved
-    if parent:
-        reached = (parent / "prune_point.pt").is_file()
+    if parent and not begun:  # later it needs its parent no more
+        reached = twin and (parent / "prune_point.pt").is_file()
         require(reached, "fork_from", "be the folder of a dense run that has reached its cut", parent)
-        changed = differences(read_config(parent)["options"] | recorded, options, NEUTRAL | OF_THE_CUT)
+        changed = differences(twin["options"] | twin["resolved"], options, NEUTRAL | OF_THE_CUT)
         require(not changed, "fork_from", "be a run of the same options, script and machine", f"{parent} ({changed})")
     try:
         strange = [p.name for p in folder.iterdir() if p.name not in (".lock", "config.json.part")] if folder.is_dir() else []
-        ours = not strange or "config.json" in strange
+        ours = not strange or read_config(folder)
         require(ours, "run_name", "not name a folder that holds something else than a run", folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")
@@ -535,7 +547,7 @@ def open_run(args) -> tuple[Path, dict | None, object]:
     except BlockingIOError:
         raise Busy(f"{folder} is in use by another process") from None
     if old:
-        changed = differences(old["options"] | recorded, options, NEUTRAL)
+        changed = differences(old["options"] | old["resolved"], options, NEUTRAL)
         if (folder / "summary.json").is_file():
             print(f"{folder} is finished; --overwrite starts anew" + (f" (since then: {changed})" if changed else ""))
             return folder, None, lock
@@ -628,9 +640,6 @@ def begin(args, folder: Path, config: dict, state: dict) -> "Log":
     if forks and (kept := load_checkpoint(parent / "prune_point.pt")) is None:
         raise OSError(f"the prune point of {parent} is gone: that run was started anew")
     log = Log(args, folder, config, kept, parent if forks else None)
-    signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    for number in signals:
-        signal.signal(number, log.on_signal)
     if kept:
         for name, t in live_tensors(state).items():
             t.copy_(kept["tensors"][name])
@@ -650,6 +659,7 @@ def begin(args, folder: Path, config: dict, state: dict) -> "Log":
     if forks and args.fork_seed is not None:
         for index, generator in enumerate(state["generators"]):
             generator.manual_seed(derive_seed(args.fork_seed, f"fork {index} of {args.seed}"))
+    log.stops_at_once(False)
     if forks or (kept is None and cut_iteration(args) == 0):
         cut(args, folder, log, state)
     return log
@@ -667,7 +677,7 @@ def pause(args, folder: Path, log: "Log", state: dict) -> None:
 
 
 class Log:
-    """One call feeds curves.csv, TensorBoard, W&B and the progress line; clocks stay out of curves.csv, whose bytes repeat."""
+    """One call feeds curves.csv, TensorBoard and W&B; clocks stay out of curves.csv, whose bytes repeat."""
 
     def __init__(self, args, folder: Path, config: dict, kept: dict | None = None, parent: Path | None = None):
         anew = {"learned": [0, 0.0], "seconds": 0.0, "sent": 0}
@@ -682,13 +692,15 @@ class Log:
         self.sent = was["sent"]  # rows of curves.csv that TensorBoard and W&B were given
         self.known = wandb_rows(folder) if args.track else 0  # of them, those that W&B's files hold: they are not sent again
         self.wandb = start_wandb(args, folder, config) if args.track else None
+        self.signal: signal.Signals | None = None
+        self.at_once = True  # until all state is restored
+        heard = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self.handlers_before = {number: signal.signal(number, self.on_signal) for number in heard}
         self.bar = tqdm(total=args.total_timesteps, unit=" steps", dynamic_ncols=True, disable=not sys.stderr.isatty())
         self.recent_returns: deque[float] = deque(was["recent_returns"], maxlen=20)
         self.gpu_utilisation: list[int] = []
         self.learned = was["learned"]  # agent steps and seconds of the laps that count
         self.seconds = was["seconds"]  # of the processes before this one
-        self.signal: signal.Signals | None = None
-        self.interruptible = False  # an evaluation: nothing of it needs to be kept
         self.started = self.last_line = self.last_sample = self.saved = time.monotonic()
         self.new_lap(kept["global_step"] if kept else 0, warm=False)
         if parent or self.known < self.sent:  # a killed client may not have written all that it was given
@@ -701,8 +713,13 @@ class Log:
 
     def on_signal(self, number: int, _frame) -> None:
         self.signal = signal.Signals(number)
-        if self.interruptible:
-            print(f"stopped in an evaluation by {self.signal.name}; the same command goes on from before it", file=sys.stderr)
+        self.stops_at_once(self.at_once)
+
+    def stops_at_once(self, at_once: bool) -> None:
+        """Whether a signal ends the run where it is, since nothing of that needs to be kept, or at the next `pause`."""
+        self.at_once = at_once
+        if at_once and self.signal:
+            print(f"stopped by {self.signal.name}; the same command goes on from the last checkpoint", file=sys.stderr)
             raise Stop(self.signal)
 
     def state_dict(self) -> dict:
@@ -750,7 +767,8 @@ class Log:
         now = time.monotonic()
         if torch.cuda.is_initialized() and now - self.last_sample >= 1:
             self.last_sample = now
-            self.gpu_utilisation.append(torch.cuda.utilization())
+            with suppress(Exception):  # a slice of a GPU (MIG) can't tell, nor can torch without nvidia-ml-py
+                self.gpu_utilisation.append(torch.cuda.utilization())
         if self.bar.disable and now - self.last_line >= 60:
             self.last_line = now
             done = f"step {global_step:,} of {self.bar.total:,}"
@@ -778,6 +796,8 @@ class Log:
                 self.wandb.finish()
             except Exception as error:  # whatever a strange answer makes the client say: the run folder has everything
                 print(f"W&B could not be finished ({type(error).__name__}: {error})", file=sys.stderr)
+        for number, handler in self.handlers_before.items():
+            signal.signal(number, handler)
 
 
 def wandb_records(folder: Path) -> list[dict]:
@@ -853,9 +873,9 @@ def evaluate_moment(args, folder: Path, log: Log, state: dict, moment: str) -> N
         return
     evals = importlib.import_module(f"evals.{ALGORITHM}_eval")
     network, seed = evaluation_copy(args, state), derive_seed(args.seed, moment)  # the same seed in every arm
-    log.interruptible = True
+    log.stops_at_once(True)
     games = evals.evaluate(network, AtariGames, args.env_id, args.eval_episodes, seed, torch.get_num_threads())
-    log.interruptible = False
+    log.stops_at_once(False)
     state["eval"] += [{"moment": moment, "global_step": state["global_step"], **game} for game in games]
     file = io.StringIO()
     writer = csv.DictWriter(file, state["eval"][0], lineterminator="\n")
@@ -893,6 +913,7 @@ def cut(args, folder: Path, log: Log, state: dict) -> None:
 def finish(args, folder: Path, log: Log, state: dict) -> None:
     """Save and evaluate the final network, count what the cut cost and gained, close the logs; summary.json comes last."""
     evaluate_moment(args, folder, log, state, "final")
+    log.stops_at_once(True)
     weights, counts = plain_state_dict(state["network"]), count_tensors(state["network"], state["masks"])
     totals = {key: sum(c[key] for c in counts.values()) for key in ("total", "pruned", "nonzero")}
     model, files = io.BytesIO(), []
@@ -905,7 +926,7 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
         write_atomically(folder / "model.pt", model.getvalue())
         files.append(folder / "model.pt")
     if EVALS.is_dir():
-        evals, games, storage = (importlib.import_module(f"evals.{name}") for name in (f"{ALGORITHM}_eval", "games", "storage"))
+        games, storage = (importlib.import_module(f"evals.{name}") for name in ("games", "storage"))
         summary |= games.summarise(evaluation_copy(args, state), state["eval"])
         if args.save_model:
             files.append(folder / "model_packed.npz")
@@ -913,7 +934,7 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
         if args.capture_video:
             files.append(folder / "final.mp4")
             seed = derive_seed(args.seed, "video")
-            policy = evals.make_policy(evaluation_copy(args, state), seed)
+            policy = importlib.import_module(f"evals.{ALGORITHM}_eval").make_policy(evaluation_copy(args, state), seed)
             games.record_video(policy, args.env_id, atari_spec(args.env_id), seed, files[-1])
     log(state["global_step"], {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
     steps, seconds = log.learned
@@ -926,7 +947,7 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
     }
     log.close(summary, state["eval"], files)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
-    for path in folder.glob("checkpoint*.pt"):
+    for path in folder.glob("checkpoint*"):
         path.unlink()
 
 

@@ -1,7 +1,6 @@
 """Whole games of a saved model: what the two evaluators share, and what can be computed from a saved model afterwards."""
 
 import csv
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -133,9 +132,9 @@ def load(script, network_class, path: Path, env_id: str | None) -> tuple[nn.Modu
     """The network of a saved model in fp32, and the game it was trained on; UserError for a file that is something else."""
     folder = path if path.is_dir() else path.parent
     if env_id is None:
-        config = folder / "config.json"
-        script.require(config.is_file(), "env_id", f"be given where {config} is missing", env_id)
-        env_id = json.loads(config.read_text())["options"]["env_id"]
+        config = script.read_config(folder)
+        script.require(config, "env_id", f"be given where {folder / 'config.json'} is not that of a run", env_id)
+        env_id = config["options"]["env_id"]
     num_actions = script.AtariGames(env_id, 1, 0).num_actions
     try:
         weights = storage.load_weights(path)
@@ -175,7 +174,8 @@ def run(script, network_class, make_policy, description: str | None) -> None:
             parts += [f"{args.prune_type}-{args.prune_rate:g}", args.prune_scope] + ["no-bias"] * (not args.prune_bias)
         folder = args.model if args.model.is_dir() else args.model.parent
         out = args.out or folder / f"{'_'.join(parts)}.csv"
-        script.require(os.access(out.parent, os.W_OK | os.X_OK), "out", "lie in a folder that can be written", out)
+        writable = os.access(out.parent, os.W_OK | os.X_OK) and not out.is_dir()
+        script.require(writable, "out", "be a file in a folder that can be written", out)
         policy = make_policy(network, script.derive_seed(args.seed, "evaluation"), args.greedy)
         rows = play(policy, script.AtariGames, env_id, args.eval_episodes, script.derive_seed(args.seed, "games"), 0)
         with open(out, "w", newline="") as file:
@@ -192,4 +192,4 @@ def run(script, network_class, make_policy, description: str | None) -> None:
             print(f"recorded a game with a return of {score:.0f}: {out.with_suffix('.mp4')}")
     except (script.UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, script.UserError) else 1)

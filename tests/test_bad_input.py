@@ -45,6 +45,7 @@ DQN = [
 ]
 PPO = [
     ("num_minibatches", 3, "divide a rollout of num_envs * num_steps = 1024 agent steps"),
+    ("num_minibatches", 1024, "leave two agent steps a minibatch, or more, with --norm-adv"),
     ("total_timesteps", 1023, "hold one rollout (1024 agent steps)"),
     ("num_steps", 0, "be at least 1"),
     ("update_epochs", 0, "be at least 1"),

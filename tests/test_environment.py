@@ -138,10 +138,24 @@ def test_several_games_that_end_in_one_step_are_all_logged(tmp_path):
     for t, step in enumerate(play(games, 130)):
         log.games(t, step.finished)
         ended += [(t, game.episodic_return) for game in step.finished]
-    log.state_dict()  # writes what is waiting
+    log.close({}, [], [])
     logged = [r for r in rows(tmp_path / "curves.csv") if r["tag"] == "charts/episodic_return"]
     assert [(int(r["global_step"]), float(r["value"])) for r in logged] == ended
     assert len(ended) == 12 and {t for t, _ in ended} == {99}
+
+
+def test_a_gpu_that_does_not_tell_its_utilisation_stops_no_run(tmp_path, monkeypatch):
+    def not_supported():
+        asked.append(1)
+        raise RuntimeError("NVML: Not Supported")
+
+    log, asked = Log(SimpleNamespace(track=False, total_timesteps=1000), tmp_path, {}), []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.utilization", not_supported)
+    log.last_sample -= 2
+    log.progress(8, 1.0, 0.0)
+    log.close({}, [], [])
+    assert asked == [1] and log.gpu_utilisation == []
 
 
 def test_the_number_of_emulator_threads_changes_nothing():

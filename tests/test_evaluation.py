@@ -189,7 +189,11 @@ def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypa
         (["{ppo}", "--eval-episodes", "0"], "--eval-episodes must be at least 1, got 0"),
         (["{ppo}", "--seed", "-1"], "--seed must be at least 0, got -1"),
         (["{ppo}", "--prune-type", "l1", "--prune-rate", "1.0"], "--prune-rate must lie in [0, 1), got 1.0"),
-        (["{ppo}", "--eval-episodes", "1", "--out", "{text}/games.csv"], "--out must lie in a folder that can be written, got"),
+        (
+            ["{ppo}", "--eval-episodes", "1", "--out", "{text}/games.csv"],
+            "--out must be a file in a folder that can be written, got",
+        ),
+        (["{ppo}", "--out", "{empty}"], "--out must be a file in a folder that can be written, got"),
     ],
 )
 def test_what_is_no_model_or_no_value_is_one_line_and_exit_2(words, message, small_run, tmp_path, monkeypatch, capsys):

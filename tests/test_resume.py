@@ -1,6 +1,5 @@
 """A run goes on, and forks, to the same bits as one that was never interrupted; a broken checkpoint is never used."""
 
-import importlib
 import json
 import os
 import random
@@ -168,21 +167,42 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_and_no_
     assert len({record["run"]["run_id"] for record in wandb_records(folder) if record["type"] == "run"}) == 1
 
 
-@both
-def test_a_run_stopped_in_an_evaluation_says_so_and_goes_on(small_run, algorithm, tmp_path, monkeypatch, capsys):
-    def stop_in_the_first_game(*_):
+@pytest.mark.parametrize(
+    "algorithm, place", [("dqn", "evals.dqn_eval.evaluate"), ("ppo", "evals.ppo_eval.evaluate"), ("ppo", "evals.storage.pack")]
+)
+def test_a_run_stopped_in_an_evaluation_or_at_its_end_says_so_at_once_and_goes_on(
+    small_run, algorithm, place, tmp_path, monkeypatch, capsys
+):
+    def stop(*_):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+        pytest.fail("went on")
 
     monkeypatch.setattr(sys, "argv", command(algorithm, tmp_path / "a")[1:])
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module(f"evals.{algorithm}_eval"), "evaluate", stop_in_the_first_game)
+        patch.setattr(place, stop)
         with pytest.raises(SystemExit, match="143"):
             SCRIPTS[algorithm].main()
-    line = "stopped in an evaluation by SIGTERM; the same command goes on from before it"
-    assert capsys.readouterr().err.splitlines()[-1] == line
+    line = "stopped by SIGTERM; the same command goes on from the last checkpoint"
+    assert capsys.readouterr().err.splitlines()[-1] == line and not (tmp_path / "a" / "summary.json").exists()
+    handler = signal.getsignal(signal.SIGTERM)
     SCRIPTS[algorithm].main()
     assert same_bits(tmp_path / "a", small_run(algorithm, prune_type="l1", prune_rate=0.5))
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_signal_while_the_checkpoint_is_read_ends_the_run_and_leaves_the_checkpoint_as_it_was(
+    small_run, tmp_path, monkeypatch, capsys
+):
+    folder = shutil.copytree(small_run("ppo", prune_type="none"), tmp_path / "a")
+    (folder / "summary.json").unlink(), (folder / "prune_point.pt").rename(folder / "checkpoint.pt")
+    before = (folder / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(SCRIPTS["ppo"].AtariGames, "load_state_dict", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    args = SCRIPTS["ppo"].Args(**(SMALL["ppo"] | {"prune_type": "none", "runs_dir": str(tmp_path), "run_name": "a"}))
+    with pytest.raises(SCRIPTS["ppo"].Stop):
+        SCRIPTS["ppo"].train(args)
+    assert "stopped by SIGTERM; the same command goes on" in capsys.readouterr().err
+    assert (folder / "checkpoint.pt").read_bytes() == before
 
 
 def test_a_checkpoint_that_is_torn_flipped_or_empty_gives_way_to_the_one_before_and_none_left_is_an_error(small_run, tmp_path):
@@ -214,7 +234,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_when_t
     last = (folder / "checkpoint.pt").read_bytes()
     limited = run(["bash", "-c", 'ulimit -f 2500; exec "$@"', "bash", *words])  # 2.5 MB a file; a checkpoint takes 3
     assert limited.returncode == 1 and "File too large" in limited.stderr and "Traceback" not in limited.stderr
-    assert (folder / "checkpoint.pt").read_bytes() == last
+    assert (folder / "checkpoint.pt").read_bytes() == last and not list(folder.glob("*.part"))
     again = run(words)
     assert again.returncode == 0 and f"{folder} goes on at step" in again.stdout
     assert same_bits(folder, small_run("ppo", prune_type="l1", prune_rate=0.5))

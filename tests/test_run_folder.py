@@ -55,12 +55,39 @@ def test_an_unfinished_run_starts_again_with_its_own_options_and_is_refused_by_n
     assert script.open_run(small(tmp_path, capture_video=True))[1] is not None
 
 
-def test_a_folder_of_something_else_is_never_touched(tmp_path):
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize(
+    "name, text", [("thesis.tex", "years of work"), ("config.json", '{"model": "a"}'), ("config.json", "[")]
+)
+def test_a_folder_of_something_else_is_never_touched(tmp_path, name, text, overwrite):
     (tmp_path / "r").mkdir()
-    (tmp_path / "r" / "thesis.tex").write_text("years of work")
+    (tmp_path / "r" / name).write_text(text)
     with pytest.raises(script.UserError, match="--run-name must not name a folder that holds something else than a run"):
-        script.open_run(small(tmp_path, overwrite=True))
-    assert [p.name for p in (tmp_path / "r").iterdir()] == ["thesis.tex"]
+        script.open_run(small(tmp_path, overwrite=overwrite))
+    assert [p.name for p in (tmp_path / "r").iterdir()] == [name] and (tmp_path / "r" / name).read_text() == text
+
+
+def test_a_fork_is_held_against_its_parent_until_it_has_a_checkpoint_of_its_own_and_then_needs_it_no_more(tmp_path):
+    parent, config, _ = script.open_run(small(tmp_path, run_name="dense", prune_type="none"))
+    fork = small(tmp_path, fork_from=str(parent))
+    with pytest.raises(script.UserError, match="--fork-from must be the folder of a dense run that has reached its cut"):
+        script.open_run(fork)
+    (parent / "prune_point.pt").touch()
+    folder, _, lock = script.open_run(fork)
+    lock.close()
+    config["resolved"]["torch"] = "1.0"  # the parent was trained anew elsewhere while the fork had nothing yet
+    (parent / "config.json").write_text(json.dumps(config))
+    with pytest.raises(script.UserError, match=r"--fork-from must be a run of the same .*torch 1\.0 -> "):
+        script.open_run(fork)
+    (folder / "checkpoint.pt").touch(), (parent / "prune_point.pt").unlink()
+    assert script.open_run(fork)[1] is not None
+    (folder / "summary.json").touch()
+    assert script.open_run(fork)[1] is None
+
+
+def test_a_name_too_long_for_the_disk_is_refused(tmp_path):
+    with pytest.raises(script.UserError, match=r"--runs-dir must be a folder that can be written.*File name too long"):
+        script.open_run(small(tmp_path, run_name="x" * 300))
 
 
 def test_a_run_folder_in_use_is_refused_with_exit_code_75(tmp_path, monkeypatch, capsys):
