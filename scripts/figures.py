@@ -91,15 +91,22 @@ def shades(studies: list) -> dict[float, dict]:
     return {0.0: {"color": "black", "marker": "D", "linestyle": "-", "label": "dense"}} | styles
 
 
-def with_interval(ax, x: float, interval, dots, style: dict) -> None:
-    """A mean with its interval and, left of it, a dot a seed; one seed alone is its mean, without an interval."""
+def moved(ax, points: float):
+    """Data coordinates that many points further right."""
+    return ax.transData + ScaledTranslation(points / 72, 0, ax.figure.dpi_scale_trans)
+
+
+def with_interval(ax, x: float, interval, dots, style: dict, points: float = 0.0) -> None:
+    """A mean with its interval, that many points right of x, and left of it a dot a seed; one seed alone is its mean."""
     mean, low, high = interval
     if len(dots) > 1:
-        beside = ax.transData + ScaledTranslation(-4.5 / 72, 0, ax.figure.dpi_scale_trans)
+        beside = moved(ax, points - 4.5)
         ax.plot(np.full(len(dots), x), dots, ".", color=style["color"], alpha=0.6, ms=4, mew=0, transform=beside)
-        ax.update_datalim(np.column_stack([np.full(len(dots), x), dots]))  # dots that are moved aside do not count otherwise
-    half = None if np.isnan(low) else [[mean - low], [high - mean]]
-    ax.errorbar(x, mean, yerr=half, capsize=3, linestyle="none", **style)
+    half = None if np.isnan(low) else np.maximum([[mean - low], [high - mean]], 0)  # rounded, an end may lie beyond the mean
+    ax.errorbar(x, mean, yerr=half, capsize=3, linestyle="none", transform=moved(ax, points), **style)
+    ends = [mean, *dots, *([] if half is None else [low, high])]
+    ax.update_datalim(np.column_stack([np.full(len(ends), x), ends]))  # what is moved aside does not count otherwise
+    ax.autoscale_view()
 
 
 def position(study, arm) -> float:
@@ -113,23 +120,26 @@ def position(study, arm) -> float:
 def scatter_by_rate(study, ax, measure, line: bool) -> None:
     """Interval and dots (what `measure` makes of an arm) against rate; arms of one rate stand side by side."""
     criteria, spare = list(dict.fromkeys(arm.criterion for arm in study.arms if arm.rate)), cycle("vP<>*")
-    beside = {criterion: 0.012 * (k - (len(criteria) - 1) / 2) for k, criterion in enumerate(criteria)} | {"A/A": 0.025}
+    lanes = {criterion: 9.0 * (k - (len(criteria) - 1) / 2) for k, criterion in enumerate(criteria)}  # points
+    lanes |= {arm.criterion: -10.0 for arm in study.arms if arm.kind == "A/A"}
     series: dict[str, list] = {}
     for arm in study.arms:
         if (found := measure(arm)) is not None:
-            series.setdefault(arm.criterion, []).append((position(study, arm) + beside.get(arm.criterion, 0), *found, arm.kind))
+            series.setdefault(arm.criterion, []).append((position(study, arm), *found, arm.kind))
     drawn: list = []
     for criterion, points in series.items():
         kind = points[0][-1]
         first = kind not in [told for *_, told in drawn]
         style = {"color": COLOURS[kind], "marker": MARKERS[kind] if first else next(spare)}
         drawn += points
+        lane = lanes.get(criterion, 0.0)
         for k, (x, interval, dots, _) in enumerate(points):
-            with_interval(ax, x, interval, dots, style | {"label": criterion if k == 0 else None})
+            with_interval(ax, x, interval, dots, style | {"label": criterion if k == 0 else None}, lane)
         if line:
-            ax.plot([x for x, *_ in points], [mean for _, (mean, *_), *_ in points], color=style["color"], lw=0.8, alpha=0.6)
+            means = [mean for _, (mean, *_), *_ in points]
+            ax.plot([x for x, *_ in points], means, color=style["color"], lw=0.8, alpha=0.6, transform=moved(ax, lane))
     ax.set_xlabel("prune rate (share of every tensor)")
-    ax.set_xlim(left=min(ax.get_xlim()[0], -0.03))
+    ax.set_xlim(-0.06, max(ax.get_xlim()[1], 0.06))
 
 
 def return_against_rate(studies: list, out: Path) -> None:

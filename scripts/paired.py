@@ -1,7 +1,8 @@
 """The statistics of a study as pure functions: seeds are the sample, and the arms of a seed are pairs.
 
 Arrays have the seeds on their last axis, so that thousands of simulated studies go through the same lines as one real study
-(scripts/simulate_studies.py). What a sample is too small for is nan.
+(scripts/simulate_studies.py). What a sample is too small for is nan, and so is what it would be sure of only because its seeds
+do not differ at all: scores that are all 0, say.
 """
 
 import warnings
@@ -16,11 +17,17 @@ MARGIN = 0.10
 """the share of the dense return that the declared contrast may lose and still be called not worse"""
 
 
+def deviation(samples: np.ndarray) -> np.ndarray:
+    """Standard deviation (n - 1) over the last axis; nan where no two samples differ, a single one included."""
+    n = samples.shape[-1]
+    return np.where(np.ptp(samples, axis=-1) > 0, samples.std(-1) * np.sqrt(n / max(n - 1, 1)), np.nan)
+
+
 def t_interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the last axis, and the two ends of its 95 % t interval; a single seed has no interval."""
+    """Mean over the last axis, and the two ends of its 95 % t interval."""
     samples = np.asarray(samples, float)
     n, mean = samples.shape[-1], samples.mean(-1)
-    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * stats.sem(samples, axis=-1) if n > 1 else np.full_like(mean, np.nan)
+    half = stats.t.ppf((1 + LEVEL) / 2, max(n - 1, 1)) * deviation(samples) / np.sqrt(n)
     return mean, mean - half, mean + half
 
 
@@ -33,25 +40,22 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[np
     y, x = np.asarray(numerators, float), np.asarray(denominators, float)
     n, y_mean, x_mean = y.shape[-1], y.mean(-1), x.mean(-1)
     ratio = np.divide(y_mean, x_mean, out=np.full_like(y_mean, np.nan), where=x_mean > 0)
-    if n == 1:
-        return ratio, np.full_like(ratio, np.nan), np.full_like(ratio, np.nan)
     x_off, y_off = x - x_mean[..., None], y - y_mean[..., None]
-    t2 = stats.t.ppf((1 + LEVEL) / 2, n - 1) ** 2 / (n * (n - 1))
+    t2 = stats.t.ppf((1 + LEVEL) / 2, max(n - 1, 1)) ** 2 / (n * max(n - 1, 1))
     a = x_mean**2 - t2 * (x_off**2).sum(-1)
     b = x_mean * y_mean - t2 * (x_off * y_off).sum(-1)
     c = y_mean**2 - t2 * (y_off**2).sum(-1)
-    bounded = (a > 0) & (x_mean > 0)
+    bounded = (a > 0) & (x_mean > 0) & ~np.isnan(deviation(y))
     a, root = np.where(bounded, a, np.nan), np.sqrt(np.maximum(b**2 - a * c, 0))
     return ratio, (b - root) / a, (b + root) / a
 
 
 def p_value(differences: np.ndarray, alternative: str = "two-sided") -> np.ndarray:
-    """Of the paired t test that the mean difference is 0; nan for one seed."""
+    """Of the paired t test that the mean difference is 0."""
     differences = np.asarray(differences, float)
-    if differences.shape[-1] == 1:
-        return np.full(differences.shape[:-1], np.nan)
     with warnings.catch_warnings(action="ignore"):  # that seeds which differ alike leave it little to go by
-        return stats.ttest_1samp(differences, 0, axis=-1, alternative=alternative).pvalue
+        p = stats.ttest_1samp(differences, 0, axis=-1, alternative=alternative).pvalue
+    return np.where(np.isnan(deviation(differences)), np.nan, p)
 
 
 def p_not_worse(arm: np.ndarray, dense: np.ndarray, margin: float) -> np.ndarray:
@@ -90,12 +94,10 @@ def detectable_deviations(n: int) -> float:
 
 
 def detectable(differences: np.ndarray) -> np.ndarray:
-    """The smallest mean difference that a study like this one finds with 80 % power; nan for one seed."""
+    """The smallest mean difference that a study like this one finds with 80 % power."""
     differences = np.asarray(differences, float)
     n = differences.shape[-1]
-    if n == 1:
-        return np.full(differences.shape[:-1], np.nan)
-    return detectable_deviations(n) * differences.std(-1, ddof=1)
+    return deviation(differences) * (detectable_deviations(n) if n > 1 else np.nan)
 
 
 def slopes(scores: np.ndarray, rates: np.ndarray) -> np.ndarray:

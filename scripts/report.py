@@ -174,7 +174,8 @@ def in_words(row: dict, name: str) -> str:
     middle, low, high = (scale * row[f"{kind}{end}"] for end in ("", "_low", "_high"))
     digits = 1 if np.nanmin(np.abs([middle, low, high])) < 1 or high - low < 10 else 0
     if np.isnan(low):
-        return f"{name}: {middle:+.{digits}f} {unit} in one seed"
+        seeds = row.get("pairs", row.get("seeds"))
+        return f"{name}: {middle:+.{digits}f} {unit} in {'one seed' if seeds == 1 else f'each of {seeds} seeds: no interval'}"
     least, most = f"{abs(low):.{digits}f} {unit}", f"{abs(high):.{digits}f} {unit}"
     told = f"{name}: {middle:+.{digits}f} {unit} (95 % interval {low:+.{digits}f} to {high:+.{digits}f})"
     corrected = row["role"] == "exploratory" and row["p_holm"] >= 1 - paired.LEVEL
@@ -190,6 +191,8 @@ def verdict(row: dict) -> str:
     """Whether the declared contrast excludes a loss of the margin."""
     if row["pairs"] == 1:
         return "one seed cannot tell"
+    if np.isnan(row["difference_low"]):
+        return "seeds that differ all alike cannot tell"
     if np.isnan(row["change_low"]):
         return "of a return that may be 0 or below no share can be told"
     if row["change_high"] < -MARGIN:
@@ -201,11 +204,11 @@ def verdict(row: dict) -> str:
 def sentences(study: Study, rows: list[dict], trends: list[dict]) -> list[str]:
     """What a study is, what was found, how sure it is, and what could not have been seen: the declared contrast first."""
     settings = ", ".join(f"{k} {v}" for k, v in study.off_default.items() if k != "env_id") or "none"
-    found = [("dense", f"{study.steps:,} agent steps; options of all runs off their default: {settings}.")]
+    found = [("dense", f"{study.steps:,} agent steps; options of all runs off their default: {settings}; {study.machines}.")]
     order = ["dense", "one seed", "declared", "trend", "A/A", "positive control", "exploratory"]
     for row in rows:
         if row["role"] == "dense" and row["seeds"]:
-            sure = f" (95 % interval {span(row, 'final')})" if row["seeds"] > 1 else ""
+            sure = f" (95 % interval {span(row, 'final')})" if number(row["final_low"]) != "-" else ""
             counted = f"{row['seeds']} {'seed' if row['seeds'] == 1 else 'seeds'} of {row['games']} games"
             found.append(("dense", f"Dense networks end at {number(row['final'])}{sure}: {counted}."))
         if not row["pairs"]:
@@ -220,7 +223,8 @@ def sentences(study: Study, rows: list[dict], trends: list[dict]) -> list[str]:
         if row["pairs"] > 1:
             holm = f", p = {number(row['p_holm'], '.2g')} after Holm" if row["role"] != "declared" else ""
             share = f" ({row['detectable_change']:.0%} of dense)" if number(row["detectable_change"]) != "-" else ""
-            told += f". {row['pairs']} pairs{holm}; 80 % power for a difference of {number(row['detectable'])} points{share}"
+            power = f"; 80 % power for a difference of {number(row['detectable'])} points{share}"
+            told += f". {row['pairs']} pairs" + (holm + power if number(row["detectable"]) != "-" else "")
         if row["role"] == "declared":
             told += f". A loss of {100 * MARGIN:g} % or more: {verdict(row)}"
         found.append((row["role"], f"{row['role'].capitalize()}: {told}."))
@@ -259,18 +263,19 @@ that moving mean, return times agent steps, from the cut until then or the end; 
 the cut to the end.
 
 A dash is what was not measured, or what there is too little for: fewer than {{window}} games before or after the cut, one
-seed. Forked arms ran only from the cut on, dense runs from the start: their speeds are of different parts of the training.
+seed, seeds that do not differ at all. Forked arms ran only from the cut on, dense runs from the start: their speeds are of
+different parts of the training.
 """
 
 CAPTIONS = {
-    "return_against_rate": "Return at the end: mean of the seeds, 95 % t interval, a dot a seed; dotted: dense.",
-    "change_against_rate": "Change against the dense twin of the seed, at the end: mean, 95 % interval, a dot a seed.",
-    "moments": "Return before the cut, right after it and at the end: mean of the seeds, 95 % t interval, a dot a seed.",
+    "return_against_rate": "Return at the end: mean and, of several seeds, 95 % t interval, a dot a seed; dotted: dense.",
+    "change_against_rate": "Change against the dense twin of the seed, at the end: mean and, of several, 95 % interval, dots.",
+    "moments": "Return before the cut, right after it and at the end: mean and, of several seeds, 95 % t interval, dots.",
     "training": "Training return, mean of the last {window} games, mean of the seeds; dotted: the cut.",
     "losses": "Losses: mean of the seeds, raw (faint) and averaged over {window} logged rows; dotted: the cut.",
     "sparsity": "Sparsity of each tensor after the cut.",
     "bytes": "Bytes on disk of the final network by format; a tick marks where a format starts to be smaller than dense.",
-    "speed": "Speed by arm: mean of the seeds, 95 % t interval, a dot a seed. Forked arms: from the cut on.",
+    "speed": "Speed by arm, on the machines named above: mean and, of several seeds, 95 % interval, dots. Forks from the cut.",
 }
 
 
@@ -359,8 +364,6 @@ def report(args: Args) -> None:
         for what, name, reason in named:
             print(f"{what}: {name}: {reason}", file=sys.stderr)
         raise UserError(f"RUNS must hold a finished run, got {', '.join(map(str, args.runs)) or 'nothing'}")
-    make_room(args.out)
-
     studies = group(runs)
     label_studies(studies)
     for study in studies:
@@ -380,6 +383,7 @@ def report(args: Args) -> None:
     for row in rows["aggregate"]:
         change, over = f"{row['iqm']:+.1%} (95 % bootstrap interval {span(row, 'iqm', '+.1%')})", f"{row['pairs']} pairs"
         told.setdefault(f"Interquartile means: {row['studies']}", []).append(f"{row['arm']}: {change}, over {over}.")
+    make_room(args.out)
     tables = {}
     for name, found in rows.items():
         if found:

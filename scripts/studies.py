@@ -18,7 +18,7 @@ import pandas as pd
 
 import dqn_atari_prune
 import ppo_atari_prune
-from ppo_atari_prune import NEUTRAL, OF_THE_CUT, UserError, differences, read_config
+from ppo_atari_prune import NEUTRAL, OF_THE_CUT, UserError, differences
 from scripts import paired
 
 SCRIPTS = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}
@@ -136,7 +136,7 @@ def read_run(folder: Path) -> Run | Named:
     try:
         with reading("config.json"):
             check((folder / "config.json").is_file(), "config.json is missing: its options are not known")
-            config = read_config(folder)
+            config = json.loads((folder / "config.json").read_text())
             for option in fields(SCRIPTS[config["algorithm"]].Args):
                 check(option.name in config["options"], f"config.json has no option {option.name}")
             check(type(config["options"]["seed"]) is int, f"config.json has the seed {config['options']['seed']!r}")
@@ -302,6 +302,18 @@ class Study:
         defaults = {f.name: f.default for f in fields(SCRIPTS[self.first.algorithm].Args)}
         return {name: value for name, value in shared.items() if name in defaults and value != defaults[name]}
 
+    @property
+    def machines(self) -> str:
+        """What its finished runs computed in and on, and with which of several script texts; the seeds, where these differ."""
+        runs = [run for arm in self.arms for run in arm.runs.values()]
+        texts, seeds = {run.shaping["source_sha256"] for run in runs}, {}
+        for run in runs:
+            precision, threads, torch, text = (run.shaping[k] for k in ("precision", "num_threads", "torch", "source_sha256"))
+            told = f"{precision} on {run.config['device_name']}, threads {threads}, torch {torch}"
+            seeds.setdefault(told + f", script {text[:8]}" * (len(texts) > 1), set()).add(run.seed)
+        each = [told + f" (seeds {', '.join(map(str, sorted(own)))})" * (len(seeds) > 1) for told, own in seeds.items()]
+        return "; ".join(each)
+
 
 def group(runs: list[Run]) -> list[Study]:
     """Studies; dense networks of another width that were run beside one become an arm of it."""
@@ -413,7 +425,7 @@ def returns_table(study: Study) -> list[dict]:
             row["std"] = float(np.std(final, ddof=1)) if len(final) > 1 else np.nan
         row |= against_twin(arm, lambda run: run.scores.get("final"))
         scores, dense = arm.paired_scores("final")
-        if len(scores) and arm.rate:
+        if len(scores) and arm.kind in ("l1", "random"):
             row["detectable"] = float(paired.detectable(scores - dense))
             row["detectable_change"] = row["detectable"] / dense.mean() if dense.mean() > 0 else np.nan
             row["p"] = float(paired.p_value(scores - dense))

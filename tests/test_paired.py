@@ -16,6 +16,13 @@ def test_a_t_interval_is_that_of_the_seeds_by_hand_and_one_seed_has_none():
     assert mean == 7 and np.isnan(low) and np.isnan(high)
 
 
+@pytest.mark.parametrize("alike", [[0.0, 0.0, 0.0], [2.5, 2.5, 2.5], [7.0]])
+def test_samples_that_do_not_differ_have_no_interval_no_p_value_and_no_detectable_difference(alike):
+    dense = [10.0, 11.0, 12.0][: len(alike)]
+    intervals = [*paired.t_interval(alike)[1:], *paired.ratio_interval(alike, dense)[1:]]
+    assert np.isnan([*intervals, paired.p_value(alike), paired.detectable(alike)]).all()
+
+
 def test_a_ratio_over_a_constant_has_the_t_interval_divided_by_it():
     # mean -2, deviation 1: -2 +- 4.302653 / sqrt(3) = -2 +- 2.484138
     found = paired.ratio_interval([-1.0, -2.0, -3.0], [10.0, 10.0, 10.0])

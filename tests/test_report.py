@@ -45,11 +45,12 @@ def write_run(runs_dir: Path, algorithm: str = "dqn", arm: str = "none", seed: i
     resolved = {"device": "cpu", "precision": "fp32", "num_threads": 1, "torch": "2.13.0", "ale_py": "0.12.1"}
     resolved |= {"source_sha256": hashlib.sha256(b"script").hexdigest()}
     resolved |= {name: given.pop(name) for name in resolved if name in given}
+    device_name = given.pop("device_name", "a CPU")
     made |= given
     args = script.Args(**{name: value for name, value in made.items() if name in script.Args.__dataclass_fields__})
     folder = Path(runs_dir) / (args.run_name or script.default_run_name(args))
     folder.mkdir(parents=True)
-    config = {"algorithm": algorithm, "options": asdict(args), "resolved": resolved}
+    config = {"algorithm": algorithm, "options": asdict(args), "resolved": resolved, "device_name": device_name}
     (folder / "config.json").write_text(json.dumps(config))
     cut, told = steps // 2, script.arm(args)
     total = {"conv1.weight": 1000, "fc1.weight": 9000 * args.hidden_size // 512, "fc1.bias": 10}
@@ -345,6 +346,26 @@ def test_where_dense_scores_are_below_0_differences_are_told_in_points(tmp_path)
     said = text(tmp_path / "report of runs")
     assert re.search(r"l1 at 0.5: -1.2 points \(95 % interval -1.9 to -0.4\)", said)
     assert "A loss of 10 % or more: of a return that may be 0 or below no share can be told." in said
+
+
+def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_reported(tmp_path):
+    conclude(study(tmp_path / "runs", {"none": [0.0, 0.0, 0.0], "l1-0.5": [0.0, 0.0, 0.0], "l1-0": [0.0, 0.0, 0.0]}))
+    said = text(tmp_path / "report of runs")
+    assert "Dense networks end at 0: 3 seeds of 2 games." in said
+    alike = "+0.0 points in each of 3 seeds: no interval. 3 pairs"
+    assert f"Declared: l1 at 0.5: {alike}. A loss of 10 % or more: seeds that differ all alike cannot tell." in said
+    assert f"Exploratory: l1 at 0: {alike}." in said
+
+
+def test_what_the_runs_computed_in_and_on_is_told_with_the_seeds_where_it_differs(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
+    conclude(tmp_path / "runs")
+    assert "; fp32 on a CPU, threads 1, torch 2.13.0." in text(tmp_path / "report of runs")
+    for arm in ("none", "l1-0.5"):
+        write_run(tmp_path / "runs", arm=arm, seed=4, precision="bf16", device_name="a newer CPU")
+    conclude(tmp_path / "runs")
+    told = "; fp32 on a CPU, threads 1, torch 2.13.0 (seeds 1, 2, 3); bf16 on a newer CPU, threads 1, torch 2.13.0 (seeds 4)."
+    assert told in text(tmp_path / "report of runs")
 
 
 # ----------------------------------------------------------------------------------------------------- what is not a number
