@@ -240,7 +240,7 @@ def crossings(rows: pd.DataFrame) -> str:
             name: "never" if (least := storage.crossing(ratio.index, ratio)) is None else f"{least:.2f}"
             for name, ratio in ratios.items()
         }
-    return games.markdown(pd.DataFrame(told))
+    return games.markdown(pd.DataFrame(told)) if told else "no pruned run: nothing to tell from which sparsity on what pays\n"
 
 
 def medians(arms: pd.DataFrame, form: str) -> pd.DataFrame:
@@ -262,13 +262,14 @@ def figure(rows: pd.DataFrame, path: Path) -> None:
     """Against sparsity: bytes of each format as shares of the dense file, and latencies as shares of that of the same run."""
     names = timed(rows)
     figure, axes = plt.subplots(1, 1 + len(names), figsize=(3.6 * (1 + len(names)), 4.2), layout="constrained")
-    dense = medians(rows[rows.prune_type != "random"], "dense")
+    criterion = "l1" if (rows.prune_type == "l1").any() else "random"
+    dense = medians(rows[rows.prune_type.isin(["none", criterion])], "dense")
     fine = np.linspace(dense.index[0], dense.index[-1], 200)
     for k, name in enumerate(SIZES):
         shares = dense[f"{name}_bytes"] / dense.dense_bytes
         axes[0].plot(fine, np.interp(fine, dense.index, shares), color=f"C{k}", lw=1)  # straight in bytes, bent on this axis
         axes[0].plot(dense.index, shares, "svo^<>Pd"[k], color=f"C{k}", ms=4, label=name.replace("_", " "))
-    axes[0].set(yscale="log", title="file of l1 arms / dense file", xlabel="sparsity")
+    axes[0].set(yscale="log", title=f"file of {criterion} arms / dense file", xlabel="sparsity")
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter(NullFormatter())

@@ -88,7 +88,7 @@ def ours(algorithm: str, args: Args, jobs: int, scratch: str) -> tuple[list[str]
     if any([run.wait() for run in runs]):
         raise SystemExit(f"error: failed: {' '.join(words)}")
     times = [json.loads((folder / "summary.json").read_text())["time"] for folder in folders]
-    peaks = {name: max(t[name] or 0 for t in times) for name in ("peak_ram_bytes", "peak_gpu_bytes")}
+    peaks = {name: max((t[name] for t in times if t[name]), default=None) for name in ("peak_ram_bytes", "peak_gpu_bytes")}
     speeds = [t["agent_steps_per_second_while_learning"] for t in times]
     if None in speeds:
         print(f"error: --steps must be several thousand, got {args.steps}: no lap of learning was whole", file=sys.stderr)

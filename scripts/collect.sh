@@ -11,13 +11,14 @@ for run in "${@:2}"; do
     echo "not finished: $run" >&2
     continue
   fi
-  kept=$to/$(basename "$run")
+  kept=$to/$(basename "$run") part=$to/.$(basename "$run").part
   if [[ -e $kept ]] && ! cmp -s "$run/config.json" "$kept/config.json"; then
     echo "error: $kept is another run" >&2
     exit 2
   fi
-  mkdir -p "$kept"
-  cp "$run/config.json" "$run/summary.json" "$run/curves.csv" "$kept"
-  [[ ! -e $run/eval.csv ]] || cp "$run/eval.csv" "$kept" # none with --eval-episodes 0
-  gzip -9nf "$kept/curves.csv"
+  rm -rf "$part" && mkdir -p "$part" # whole or not at all
+  cp "$run/config.json" "$run/summary.json" "$run/curves.csv" "$part"
+  [[ ! -e $run/eval.csv ]] || cp "$run/eval.csv" "$part" # none with --eval-episodes 0
+  gzip -9n "$part/curves.csv"
+  rm -rf "$kept" && mv "$part" "$kept"
 done

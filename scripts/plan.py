@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -20,17 +21,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SET_BY = {"seed": "SEEDS", "prune_rate": "RATES", "env_id": "GAMES", "runs_dir": "RUNS_DIR"}
 SET_BY |= dict.fromkeys(("prune_type", "run_name", "fork_from", "fork_seed"), "the sweep's matrix")
+REFUSED = {name: f"it is set by {where}" for name, where in SET_BY.items()}
+REFUSED |= {"overwrite": "arms would fork from a run that is started anew; take another RUNS_DIR or delete the runs"}
 RUN_BYTES = 1.0e9  # memory of a run of the default number of games, beside its replay buffer
 RUNS_A_GPU = 8
 SPEEDS = ROOT / "results" / "cpu_speed_bf16.json"
 
 
-def speed(algorithm: str, runs_dir: Path) -> tuple[float | None, str]:
+def speed(algorithm: str, runs_dir: Path, bf16: bool) -> tuple[float | None, str]:
     """Agent steps per second of one of the runs side by side, and where that is known from."""
-    times = [json.loads(file.read_text())["time"] for file in runs_dir.glob(f"*__{algorithm}_atari_prune__*/summary.json")]
-    if here := [t["agent_steps_per_second_while_learning"] for t in times if t["agent_steps_per_second_while_learning"]]:
+    here = []
+    for file in runs_dir.glob(f"*__{algorithm}_atari_prune__*/summary.json"):
+        with suppress(ValueError, KeyError, TypeError):  # a broken one, which the report names
+            here.append(json.loads(file.read_text())["time"]["agent_steps_per_second_while_learning"])
+    if here := [steps for steps in here if steps]:
         return sum(here) / len(here), f"at the speed of {len(here)} finished runs in {runs_dir}"
-    if torch.cuda.is_available() or not SPEEDS.exists():
+    if not bf16 or not SPEEDS.exists():
         return None, ""
     rows = pd.DataFrame(json.loads(SPEEDS.read_text())["rows"])
     rows = rows.query("program == 'ours' and algorithm == @algorithm and side_by_side > 1")
@@ -47,14 +53,20 @@ def main() -> None:
             sys.exit(2)
     for word in options:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if name in SET_BY:
-            print(f"error: {word} can't be an option of every run: it is set by {SET_BY[name]}", file=sys.stderr)
+        if name in REFUSED:
+            print(f"error: {word} can't be an option of every run: {REFUSED[name]}", file=sys.stderr)
             sys.exit(2)
     script = importlib.import_module(f"{algorithm}_atari_prune")
     args = tyro.cli(script.Args, args=options)
-    for option, values in {"--seed": seeds, "--prune-rate": rates, "--env-id": games}.items():
+    for name, option, values in (("SEEDS", "seed", seeds), ("RATES", "prune_rate", rates), ("GAMES", "env_id", games)):
+        given = []
         for value in values:
-            tyro.cli(script.Args, args=[*options, option, value])  # says what is wrong, and exits with 2
+            run = tyro.cli(script.Args, args=[*options, f"--{option.replace('_', '-')}", value])  # a wrong one exits with 2
+            given.append(f"{getattr(run, option):g}" if option == "prune_rate" else str(getattr(run, option)))
+        if given != values or not given or len(set(given)) < len(given):  # run names are made of these words
+            right = " ".join(dict.fromkeys(given)) or "at least one word"
+            print(f"error: {name} must be written without repetition, as {right}, got {' '.join(values)}", file=sys.stderr)
+            sys.exit(2)
 
     jobs, dense = int(switches["JOBS"]), len(seeds) * len(games)
     arms = dense * (2 * len(rates) + (switches["AA"] != "0"))
@@ -71,7 +83,8 @@ def main() -> None:
     steps = args.total_timesteps // args.steps_per_iteration * args.steps_per_iteration
     cut = script.cut_iteration(args) * args.steps_per_iteration
     in_all = (dense + arms) * steps - arms * cut
-    rate, source = speed(algorithm, runs_dir)
+    bf16 = not gpus and args.precision != "fp32" and torch.cpu._is_avx512_bf16_supported()
+    rate, source = speed(algorithm, runs_dir, bf16)
     hours = f"about {in_all / rate / jobs / 3600:.1f} hours {source}" if rate else "nothing measured yet to tell the hours from"
     disk = (dense + 2 * jobs) * (30e6 + buffer / 20)  # frames of SpaceInvaders compress 20-fold and more
     existing = next(p for p in (runs_dir, *runs_dir.absolute().parents) if p.exists())

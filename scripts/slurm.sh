@@ -31,5 +31,6 @@ job=$(submit "$(paste -sd, <<<"$dense")")
 echo "dense runs: job $job"
 for line in $dense; do
   name=$(sed -n "${line}p" "$list" | grep -oP -- '--run-name \K\S+')
-  echo "arms of $name: job $(submit "$(lines "--fork-from $RUNS_DIR/$name ")" --dependency="afterok:${job}_$line" --kill-on-invalid-dep=yes)"
+  arms=$(lines "--fork-from $(printf %q "$RUNS_DIR/$name") ")
+  echo "arms of $name: job $(submit "$arms" --dependency="afterok:${job}_$line" --kill-on-invalid-dep=yes)"
 done

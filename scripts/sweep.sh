@@ -67,8 +67,11 @@ work() {
   local name parent command code stop=
   trap exit TERM INT
   IFS=$'\t' read -r name parent _ _ command <<<"$1"
-  until [[ $parent == - || -e $RUNS_DIR/$parent/prune_point.pt ]]; do
-    [[ ! -e $failures/$parent ]] || { touch "$failures/$name" && echo "failed $name (no prune point of its twin)" && return; }
+  until [[ $parent == - || -e $RUNS_DIR/$parent/prune_point.pt || -e $RUNS_DIR/$name/checkpoint.pt ||
+    -e $RUNS_DIR/$name/summary.json ]]; do
+    if [[ -e $failures/$parent || -e $RUNS_DIR/$parent/summary.json ]]; then # it never comes
+      touch "$failures/$name" && echo "failed $name (no prune point of its twin)" && return
+    fi
     sleep 1
   done
   trap 'stop=1' TERM INT # python writes its checkpoint: wait for it

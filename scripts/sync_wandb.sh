@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Upload offline W&B runs; the torn files of killed runs are mended first. Exits 1 if any fails, and says which.
+# Upload offline W&B runs; the torn files of killed runs are mended first, and a run that still writes is named and left alone.
+# Exits 1 if any fails, and says which.
 #   scripts/sync_wandb.sh                  all runs in runs/
 #   scripts/sync_wandb.sh runs/NAME...     these
 # Needs a key (`wandb login` or WANDB_API_KEY). What is uploaded is marked (.synced), and not sent again.
@@ -13,9 +14,14 @@ export WANDB_X_GRAPHQL_RETRY_MAX=${WANDB_X_GRAPHQL_RETRY_MAX:-4} WANDB_X_GRAPHQL
 shopt -s nullglob
 failed=0
 for folder in "$@"; do
+  [[ -d $folder ]] || { echo "error: no such run folder: $folder" >&2 && exit 2; }
+  if [[ -e $folder/.lock ]] && ! flock -n "$folder/.lock" true; then # what is uploaded now would be all that is ever sent
+    echo "still running: $folder" >&2
+    continue
+  fi
   for run in "$folder"/wandb/offline-run-*/; do
     files=("$run"*.wandb)
-    [[ ! -e ${files[0]}.synced ]] || continue
+    ((${#files[@]} > 0)) && [[ ! -e ${files[0]}.synced ]] || continue
     "$python" "$scripts/mend_wandb.py" "${files[@]}"
     (($(stat -c %s "${files[0]}") > 7)) || continue # killed at its start: a header, and nothing to send
     # it exits 0 whatever happened, but prints what went wrong

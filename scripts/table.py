@@ -43,14 +43,18 @@ def column(summary: dict) -> dict[str, str]:
 
 
 def main() -> None:
-    summaries = {run: Path(run) / "summary.json" for run in sys.argv[1:]}
-    finished = {run: column(json.loads(file.read_text())) for run, file in summaries.items() if file.is_file()}
+    finished, others = {}, []
+    for run in sys.argv[1:]:
+        try:
+            finished[run] = column(json.loads((Path(run) / "summary.json").read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            others.append(f"unfinished, no summary.json: {run}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            others.append(f"broken, summary.json cannot be read ({type(error).__name__}): {run}")
     if finished:
         print(pd.DataFrame(finished).to_string())
         print("return: mean over the games of a moment [95 % interval]")
-    for run in summaries:
-        if run not in finished:
-            print(f"unfinished, no summary.json: {run}")
+    print(*others, sep="\n", end="\n" * bool(others))
     if not finished:
         print("error: no finished run; usage: python scripts/table.py RUN...", file=sys.stderr)
         sys.exit(2)

@@ -94,6 +94,13 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_draws_the_same_figur
         for form in ("dense", "csr", "without_dead_units"):
             assert all(0 < row[form][f"{c}_q25"] <= row[form][c] <= row[form][f"{c}_q75"] for c in timed)
     again = subprocess.run([*call, str(tmp_path / "a.csv"), f"--figure={tmp_path / 'b.png'}"], capture_output=True, text=True)
+    for kind in ("none", "random"):  # of rows without any l1 arm too
+        table.assign(prune_type=kind).to_csv(tmp_path / "other.csv", index=False)
+        figure = tmp_path / f"{kind}.png"
+        words = [*call, str(tmp_path / "other.csv"), f"--figure={figure}"]
+        told = subprocess.run(words, capture_output=True, text=True)
+        assert told.returncode == 0 and figure.exists(), told.stderr
+        assert ("no pruned run: nothing to tell" in told.stdout) == (kind == "none")
     assert again.stdout == done.stdout and (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 

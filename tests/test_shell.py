@@ -175,6 +175,15 @@ def test_a_run_without_a_summary_is_named_as_unfinished_beside_those_that_have_o
     assert out.splitlines()[-2:] == ["unfinished, no summary.json: b", "unfinished, no summary.json: nowhere"]
 
 
+@pytest.mark.parametrize("torn, error", [("{", "JSONDecodeError"), ("[]", "AttributeError"), ("{}", "KeyError")])
+def test_a_run_with_a_broken_summary_is_named_beside_those_that_have_a_whole_one(torn, error, make_run, monkeypatch, capsys):
+    whole, broken = make_run("a"), make_run("b")
+    Path(broken, "summary.json").write_text(torn)
+    out = printed_table(monkeypatch, capsys, broken, whole)
+    assert out.splitlines()[0].split() == ["a"]
+    assert out.splitlines()[-1] == f"broken, summary.json cannot be read ({error}): b"
+
+
 @pytest.mark.parametrize("names", [[], ["b"]], ids=["no run given", "none finished"])
 def test_no_finished_run_is_an_error_with_exit_code_2(make_run, monkeypatch, capsys, names):
     with pytest.raises(SystemExit) as stopped:
@@ -188,7 +197,7 @@ def test_no_finished_run_is_an_error_with_exit_code_2(make_run, monkeypatch, cap
 # ---------------------------------------------------------------------------------------------------------------- collect
 def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_that_is_not_finished(small_run, tmp_path):
     run, unfinished = small_run("ppo", prune_type="none"), tmp_path / "half"
-    unfinished.mkdir()
+    unfinished.mkdir(), (tmp_path / "one" / f".{run.name}.part").mkdir(parents=True)  # of a copy that was killed
     for study in ("one", "two"):
         done = bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / study), str(run), str(unfinished))
         assert done.returncode == 0 and done.stderr == f"not finished: {unfinished}\n"
@@ -196,7 +205,8 @@ def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_t
     assert one == two and one.keys() == {"config.json", "summary.json", "eval.csv", "curves.csv.gz"}
     assert gzip.decompress(one.pop("curves.csv.gz")) == (run / "curves.csv").read_bytes()
     assert all(data == (run / name).read_bytes() for name, data in one.items())
-    assert not (tmp_path / "one" / "half").exists() and bash(str(ROOT / "scripts" / "collect.sh")).returncode == 2
+    assert [path.name for path in (tmp_path / "one").iterdir()] == [run.name]
+    assert bash(str(ROOT / "scripts" / "collect.sh")).returncode == 2
     (tmp_path / "one" / run.name / "config.json").write_text("of another run")
     for folder, told in ((run, "is another run"), (tmp_path / "nowhere", "no such run folder")):
         refused = bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / "one"), str(folder))

@@ -41,7 +41,7 @@ def wait(until, seconds: float = 120) -> None:
 def test_a_sweep_on_slurm_survives_a_requeue_and_a_failing_arm_and_the_same_command_finishes_it(
     slurm, small_run, tmp_path, monkeypatch
 ):
-    runs = tmp_path / "runs"
+    runs = tmp_path / "the runs"
     for name, value in {"PYTHON": sys.executable, "RATES": "0.5", "RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     words = ["bash", str(ROOT / "scripts" / "slurm.sh"), str(ROOT / "scripts" / "sweep_ppo.sh"), *flags(SMALL["ppo"])]

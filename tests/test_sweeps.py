@@ -77,6 +77,9 @@ def test_a_dry_run_prints_the_study_s_commands_dense_twins_first_and_every_one_p
         (["RATES=0.5 1.5"], "--prune-rate must lie in [0, 1), got 1.5"),
         (["SEEDS=one"], "--seed"),
         (["GAMES=CartPole-v1"], "--env-id must be an Atari game, got CartPole-v1"),
+        (["RATES=0.50 0.5"], "error: RATES must be written without repetition, as 0.5, got 0.50 0.5"),
+        (["SEEDS= "], "error: SEEDS must be written without repetition, as at least one word, got"),
+        (["--overwrite"], "--overwrite can't be an option of every run: arms would fork from a run that is started anew"),
         (["JOBS=many"], "error: JOBS must be a whole number, got many"),
     ],
 )
@@ -85,6 +88,27 @@ def test_what_no_run_would_take_is_refused_before_any_run(options, says, tmp_pat
     matrix = dict(word.split("=", 1) for word in options if word not in words)
     refused = run("ppo", *words, RUNS_DIR=str(tmp_path), **matrix)
     assert refused.returncode == 2 and says in " ".join(refused.stderr.split()) and not list(tmp_path.iterdir())
+
+
+def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_for_nothing(tmp_path):
+    for arm, text in (("none", '{"time": {"agent_steps_per_second_while_learning": 100.0}}'), ("l1-0.5", "{")):
+        folder = tmp_path / f"SpaceInvadersNoFrameskip-v4__ppo_atari_prune__{arm}__s1"
+        folder.mkdir()
+        (folder / "summary.json").write_text(text)
+    # 1 dense run of 359,424 steps, 2 arms of 179,200: 717,824, / 100 / 2 side by side / 3600 = 1.0 hours
+    options = {"RUNS_DIR": str(tmp_path), "RATES": "0.5", "JOBS": "2", "DRY_RUN": "1"}
+    printed = run("ppo", "--total-timesteps", "360000", **options)
+    assert f"about 1.0 hours at the speed of 1 finished runs in {tmp_path};" in printed.stderr
+
+
+def test_finished_arms_need_no_prune_point_and_others_do_not_wait_for_one_that_never_comes(tmp_path):
+    options, environment = flags(SMALL["ppo"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
+    assert run("ppo", *options, **environment).returncode == 0
+    dense, l1, random_ = (next(tmp_path.glob(f"*__{arm}__*/summary.json")).parent for arm in ("none", "l1-0.5", "random-0.5"))
+    (dense / "prune_point.pt").unlink(), (l1 / "summary.json").unlink()
+    again = run("ppo", *options, **environment)
+    assert again.returncode == 1 and f"failed {l1.name} (no prune point of its twin)" in again.stdout
+    assert f"finished {random_.name}" in again.stdout and (random_ / "summary.json").exists()
 
 
 @both

@@ -1,5 +1,6 @@
 """--track against a server on loopback: rows arrive whole, in order and once, and no trouble with it stops a training."""
 
+import fcntl
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from tests.conftest import SMALL, flags, rows, summary
 from tests.wandb_server import serving
 
 ROOT = Path(__file__).resolve().parents[1]
+SYNC = ROOT / "scripts" / "sync_wandb.sh"
 
 
 def words(folder: Path, *more: str) -> list[str]:
@@ -26,7 +28,7 @@ def environment(home: Path, server, **more: str) -> dict:
 
 
 def sync(folder: Path, env: dict) -> subprocess.CompletedProcess:
-    command = ["bash", str(ROOT / "scripts" / "sync_wandb.sh"), str(folder)]
+    command = ["bash", str(SYNC), str(folder)]
     return subprocess.run(command, env=env | {"PYTHON": sys.executable}, capture_output=True, text=True, timeout=120)
 
 
@@ -74,6 +76,20 @@ def test_a_run_killed_and_resumed_offline_is_synced_whole_though_its_files_are_t
         assert sorted(sent) == sorted(curves(folder)) and in_order(sent)
         assert sync(folder, env).stdout == ""  # nothing is sent again
         assert told(server)[1] == sent
+
+
+def test_a_run_that_still_writes_is_left_alone_and_named_one_without_a_file_passed_over_and_no_folder_refused(tmp_path):
+    running, empty = tmp_path / "running", tmp_path / "empty"
+    for folder in (running, empty):
+        (folder / "wandb" / "offline-run-1").mkdir(parents=True)
+    (running / "wandb" / "offline-run-1" / "run-1.wandb").write_bytes(b"half a header and a torn record")
+    with open(running / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(["bash", str(SYNC), str(running), str(empty)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"still running: {running}\n")
+    assert len(list(running.glob("wandb/*/*"))) == 1  # not mended either
+    refused = subprocess.run(["bash", str(SYNC), str(tmp_path / "typo")], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr == f"error: no such run folder: {tmp_path / 'typo'}\n"
 
 
 def test_a_sync_without_a_server_names_the_runs_that_failed_and_exits_1(tmp_path):
