@@ -719,7 +719,8 @@ class Log:
         """Whether a signal ends the run where it is, since nothing of that needs to be kept, or at the next `pause`."""
         self.at_once = at_once
         if at_once and self.signal:
-            print(f"stopped by {self.signal.name}; the same command goes on from the last checkpoint", file=sys.stderr)
+            told = f"stopped by {self.signal.name}; the same command goes on from the last checkpoint, if there is one"
+            print(told, file=sys.stderr)
             raise Stop(self.signal)
 
     def state_dict(self) -> dict:
@@ -796,8 +797,6 @@ class Log:
                 self.wandb.finish()
             except Exception as error:  # whatever a strange answer makes the client say: the run folder has everything
                 print(f"W&B could not be finished ({type(error).__name__}: {error})", file=sys.stderr)
-        for number, handler in self.handlers_before.items():
-            signal.signal(number, handler)
 
 
 def wandb_records(folder: Path) -> list[dict]:
@@ -912,6 +911,8 @@ def cut(args, folder: Path, log: Log, state: dict) -> None:
 
 def finish(args, folder: Path, log: Log, state: dict) -> None:
     """Save and evaluate the final network, count what the cut cost and gained, close the logs; summary.json comes last."""
+    if args.checkpoint_minutes:
+        save_checkpoint(folder / "checkpoint.pt", log, state, keep_previous=True)
     evaluate_moment(args, folder, log, state, "final")
     log.stops_at_once(True)
     weights, counts = plain_state_dict(state["network"]), count_tensors(state["network"], state["masks"])
@@ -946,9 +947,12 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
         "mean_gpu_utilisation_percent": float(np.mean(log.gpu_utilisation)) if log.gpu_utilisation else None,
     }
     log.close(summary, state["eval"], files)
+    log.stops_at_once(False)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     for path in folder.glob("checkpoint*"):
         path.unlink()
+    for number, handler in log.handlers_before.items():
+        signal.signal(number, handler)
 
 
 # -------------------------------------------------------------------------------------------------------- shared: device

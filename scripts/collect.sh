@@ -12,6 +12,7 @@ for run in "${@:2}"; do
     continue
   fi
   kept=$to/$(basename "$run") part=$to/.$(basename "$run").part
+  [[ ! $run -ef $kept ]] || { echo "error: $kept is the run itself" >&2 && exit 2; }
   if [[ -e $kept ]] && ! cmp -s "$run/config.json" "$kept/config.json"; then
     echo "error: $kept is another run" >&2
     exit 2

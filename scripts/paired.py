@@ -18,9 +18,9 @@ MARGIN = 0.10
 
 
 def deviation(samples: np.ndarray) -> np.ndarray:
-    """Standard deviation (n - 1) over the last axis; nan where no two samples differ, a single one included."""
+    """Standard deviation (n - 1) over the last axis; nan where no two samples differ by more than rounding."""
     n = samples.shape[-1]
-    return np.where(np.ptp(samples, axis=-1) > 0, samples.std(-1) * np.sqrt(n / max(n - 1, 1)), np.nan)
+    return np.where(np.ptp(samples, axis=-1) > 1e-9, samples.std(-1) * np.sqrt(n / max(n - 1, 1)), np.nan)
 
 
 def t_interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -45,7 +45,7 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[np
     a = x_mean**2 - t2 * (x_off**2).sum(-1)
     b = x_mean * y_mean - t2 * (x_off * y_off).sum(-1)
     c = y_mean**2 - t2 * (y_off**2).sum(-1)
-    bounded = (a > 0) & (x_mean > 0) & ~np.isnan(deviation(y))
+    bounded = (a > 0) & (x_mean > 0) & ~np.isnan(deviation(y - ratio[..., None] * x))
     a, root = np.where(bounded, a, np.nan), np.sqrt(np.maximum(b**2 - a * c, 0))
     return ratio, (b - root) / a, (b + root) / a
 

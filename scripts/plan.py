@@ -53,7 +53,7 @@ def main() -> None:
             sys.exit(2)
     for word in options:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if name in REFUSED:
+        if word.startswith("--") and name in REFUSED:
             print(f"error: {word} can't be an option of every run: {REFUSED[name]}", file=sys.stderr)
             sys.exit(2)
     script = importlib.import_module(f"{algorithm}_atari_prune")
@@ -65,7 +65,7 @@ def main() -> None:
             given.append(f"{getattr(run, option):g}" if option == "prune_rate" else str(getattr(run, option)))
         if given != values or not given or len(set(given)) < len(given):  # run names are made of these words
             right = " ".join(dict.fromkeys(given)) or "at least one word"
-            print(f"error: {name} must be written without repetition, as {right}, got {' '.join(values)}", file=sys.stderr)
+            print(f"error: {name} must be written in short and once, as {right}, got {' '.join(values)}", file=sys.stderr)
             sys.exit(2)
 
     jobs, dense = int(switches["JOBS"]), len(seeds) * len(games)

@@ -169,12 +169,12 @@ def in_words(row: dict, name: str) -> str:
 
     One arm of many that differs by its own interval is called so only if Holm's correction bears it out.
     """
-    relative = number(row["change_low"]) != "-" or (number(row["difference_low"]) == "-" and number(row["change"]) != "-")
+    seeds = row.get("pairs", row.get("seeds"))
+    relative = number(row["change_low"]) != "-" or (seeds == 1 and number(row["change"]) != "-")
     kind, unit, scale = ("change", "%", 100) if relative else ("difference", "points", 1)
     middle, low, high = (scale * row[f"{kind}{end}"] for end in ("", "_low", "_high"))
     digits = 1 if np.nanmin(np.abs([middle, low, high])) < 1 or high - low < 10 else 0
     if np.isnan(low):
-        seeds = row.get("pairs", row.get("seeds"))
         return f"{name}: {middle:+.{digits}f} {unit} in {'one seed' if seeds == 1 else f'each of {seeds} seeds: no interval'}"
     least, most = f"{abs(low):.{digits}f} {unit}", f"{abs(high):.{digits}f} {unit}"
     told = f"{name}: {middle:+.{digits}f} {unit} (95 % interval {low:+.{digits}f} to {high:+.{digits}f})"

@@ -65,6 +65,7 @@ class Run:
         self.shaping = self.config["options"] | self.config["resolved"]  # what has to agree for a pair
         self.total_timesteps = options.total_timesteps
         self.algorithm, self.env_id, self.seed = told["algorithm"], told["env_id"], told["seed"]
+        self.device_name = self.config["device_name"]
         self.rate, self.kind = told["effective_prune_rate"], told["prune_type"]
         self.told = told
         others = " global" * (options.prune_scope == "global") + " without biases" * (not options.prune_bias)
@@ -309,7 +310,7 @@ class Study:
         texts, seeds = {run.shaping["source_sha256"] for run in runs}, {}
         for run in runs:
             precision, threads, torch, text = (run.shaping[k] for k in ("precision", "num_threads", "torch", "source_sha256"))
-            told = f"{precision} on {run.config['device_name']}, threads {threads}, torch {torch}"
+            told = f"{precision} on {run.device_name}, threads {threads}, torch {torch}"
             seeds.setdefault(told + f", script {text[:8]}" * (len(texts) > 1), set()).add(run.seed)
         each = [told + f" (seeds {', '.join(map(str, sorted(own)))})" * (len(seeds) > 1) for told, own in seeds.items()]
         return "; ".join(each)

@@ -69,8 +69,11 @@ work() {
   IFS=$'\t' read -r name parent _ _ command <<<"$1"
   until [[ $parent == - || -e $RUNS_DIR/$parent/prune_point.pt || -e $RUNS_DIR/$name/checkpoint.pt ||
     -e $RUNS_DIR/$name/summary.json ]]; do
-    if [[ -e $failures/$parent || -e $RUNS_DIR/$parent/summary.json ]]; then # it never comes
-      touch "$failures/$name" && echo "failed $name (no prune point of its twin)" && return
+    [[ ! -e $failures/$parent ]] || { touch "$failures/$name" && echo "failed $name (no prune point of its twin)" && return; }
+    if [[ -e $RUNS_DIR/$parent/summary.json ]]; then
+      touch "$failures/$name"
+      echo "failed $name (delete $RUNS_DIR/$parent, which is finished and has no prune point for its twin)"
+      return
     fi
     sleep 1
   done

@@ -7,11 +7,11 @@
 set -euo pipefail
 python=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
 scripts=$(dirname "$0")
+shopt -s nullglob
 (($# > 0)) || set -- runs/*/
 
 # Half a minute of trying is enough to say that there is no server; by default it takes many.
 export WANDB_X_GRAPHQL_RETRY_MAX=${WANDB_X_GRAPHQL_RETRY_MAX:-4} WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS=5
-shopt -s nullglob
 failed=0
 for folder in "$@"; do
   [[ -d $folder ]] || { echo "error: no such run folder: $folder" >&2 && exit 2; }

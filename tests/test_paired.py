@@ -16,11 +16,16 @@ def test_a_t_interval_is_that_of_the_seeds_by_hand_and_one_seed_has_none():
     assert mean == 7 and np.isnan(low) and np.isnan(high)
 
 
-@pytest.mark.parametrize("alike", [[0.0, 0.0, 0.0], [2.5, 2.5, 2.5], [7.0]])
+@pytest.mark.parametrize("alike", [[0.0, 0.0, 0.0], [-20.4 + 20.3, -20.5 + 20.4, -21.0 + 20.9], [7.0]])
 def test_samples_that_do_not_differ_have_no_interval_no_p_value_and_no_detectable_difference(alike):
-    dense = [10.0, 11.0, 12.0][: len(alike)]
-    intervals = [*paired.t_interval(alike)[1:], *paired.ratio_interval(alike, dense)[1:]]
-    assert np.isnan([*intervals, paired.p_value(alike), paired.detectable(alike)]).all()
+    assert np.isnan([*paired.t_interval(alike)[1:], paired.p_value(alike), paired.detectable(alike)]).all()
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, -0.3])
+def test_a_share_that_is_the_same_in_every_seed_has_no_interval(share):
+    dense = np.array([10.3, 11.1, 12.7])
+    ratio, low, high = paired.ratio_interval(share * dense, dense)
+    assert ratio == pytest.approx(share) and np.isnan(low) and np.isnan(high)
 
 
 def test_a_ratio_over_a_constant_has_the_t_interval_divided_by_it():

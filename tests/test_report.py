@@ -355,6 +355,8 @@ def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_re
     alike = "+0.0 points in each of 3 seeds: no interval. 3 pairs"
     assert f"Declared: l1 at 0.5: {alike}. A loss of 10 % or more: seeds that differ all alike cannot tell." in said
     assert f"Exploratory: l1 at 0: {alike}." in said
+    conclude(study(tmp_path / "points", {"none": [10.0, 11.0, 12.0], "l1-0.5": [12.5, 13.5, 14.5]}))
+    assert re.search(r"l1 at 0.5: \+23 % \(95 % interval \+\d+ to \+\d+\)", text(tmp_path / "report of points"))
 
 
 def test_what_the_runs_computed_in_and_on_is_told_with_the_seeds_where_it_differs(tmp_path):
@@ -384,6 +386,9 @@ BREAK = {
     "config.json cannot be read (TypeError": lambda folder: (folder / "config.json").write_text("[]"),
     "config.json cannot be read (KeyError: 'resolved')": lambda folder: (folder / "config.json").write_text(
         (folder / "config.json").read_text().replace('"resolved"', '"solved"')
+    ),
+    "config.json cannot be read (KeyError: 'device_name')": lambda folder: (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"device_name"', '"machine"')
     ),
     "config.json is missing": lambda folder: (folder / "config.json").unlink(),
     "summary.json cannot be read (JSONDecodeError": lambda folder: torn(folder, "summary.json"),

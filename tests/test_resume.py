@@ -183,10 +183,12 @@ def test_a_run_stopped_in_an_evaluation_or_at_its_end_says_so_at_once_and_goes_o
         patch.setattr(place, stop)
         with pytest.raises(SystemExit, match="143"):
             SCRIPTS[algorithm].main()
-    line = "stopped by SIGTERM; the same command goes on from the last checkpoint"
+    line = "stopped by SIGTERM; the same command goes on from the last checkpoint, if there is one"
     assert capsys.readouterr().err.splitlines()[-1] == line and not (tmp_path / "a" / "summary.json").exists()
     handler = signal.getsignal(signal.SIGTERM)
     SCRIPTS[algorithm].main()
+    at_the_end = f"a goes on at step {SMALL[algorithm]['total_timesteps']:,}" in capsys.readouterr().out
+    assert at_the_end == (place == "evals.storage.pack")  # no step of the training is lost there
     assert same_bits(tmp_path / "a", small_run(algorithm, prune_type="l1", prune_rate=0.5))
     assert signal.getsignal(signal.SIGTERM) == handler
 

@@ -207,6 +207,9 @@ def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_t
     assert all(data == (run / name).read_bytes() for name, data in one.items())
     assert [path.name for path in (tmp_path / "one").iterdir()] == [run.name]
     assert bash(str(ROOT / "scripts" / "collect.sh")).returncode == 2
+    itself = bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / "one"), str(tmp_path / "one" / run.name))
+    assert itself.returncode == 2 and "is the run itself" in itself.stderr
+    assert len(list((tmp_path / "one" / run.name).iterdir())) == 4
     (tmp_path / "one" / run.name / "config.json").write_text("of another run")
     for folder, told in ((run, "is another run"), (tmp_path / "nowhere", "no such run folder")):
         refused = bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / "one"), str(folder))

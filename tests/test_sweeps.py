@@ -77,8 +77,8 @@ def test_a_dry_run_prints_the_study_s_commands_dense_twins_first_and_every_one_p
         (["RATES=0.5 1.5"], "--prune-rate must lie in [0, 1), got 1.5"),
         (["SEEDS=one"], "--seed"),
         (["GAMES=CartPole-v1"], "--env-id must be an Atari game, got CartPole-v1"),
-        (["RATES=0.50 0.5"], "error: RATES must be written without repetition, as 0.5, got 0.50 0.5"),
-        (["SEEDS= "], "error: SEEDS must be written without repetition, as at least one word, got"),
+        (["RATES=0.50 0.5"], "error: RATES must be written in short and once, as 0.5, got 0.50 0.5"),
+        (["SEEDS= "], "error: SEEDS must be written in short and once, as at least one word, got"),
         (["--overwrite"], "--overwrite can't be an option of every run: arms would fork from a run that is started anew"),
         (["JOBS=many"], "error: JOBS must be a whole number, got many"),
     ],
@@ -107,7 +107,7 @@ def test_finished_arms_need_no_prune_point_and_others_do_not_wait_for_one_that_n
     dense, l1, random_ = (next(tmp_path.glob(f"*__{arm}__*/summary.json")).parent for arm in ("none", "l1-0.5", "random-0.5"))
     (dense / "prune_point.pt").unlink(), (l1 / "summary.json").unlink()
     again = run("ppo", *options, **environment)
-    assert again.returncode == 1 and f"failed {l1.name} (no prune point of its twin)" in again.stdout
+    assert again.returncode == 1 and f"failed {l1.name} (delete {dense}, which is finished" in again.stdout
     assert f"finished {random_.name}" in again.stdout and (random_ / "summary.json").exists()
 
 

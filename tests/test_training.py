@@ -53,6 +53,15 @@ def test_a_run_learns_prunes_logs_evaluates_and_saves(algorithm, small_run):
     assert told["global_step"] == SMALL[algorithm]["total_timesteps"]
 
 
+def test_the_target_is_synced_where_cleanrl_does_it_though_learning_starts_within_a_step_of_the_games(small_run, monkeypatch):
+    # steps of 2 games, after step 299, every 299 steps: at 598 and 897 of 1000, not at 299 itself, which lies in (298, 300]
+    synced, sync = [], SCRIPTS["dqn"].sync_target
+    monkeypatch.setattr(SCRIPTS["dqn"], "sync_target", lambda *args: synced.append(sync(*args)))
+    start = {"learning_starts": 299, "target_network_frequency": 299, "total_timesteps": 1000}
+    small_run("dqn", name="synced", prune_type="none", eval_episodes=0, **start)
+    assert len(synced) == 2
+
+
 @both
 def test_every_moment_has_its_games_with_unclipped_returns_and_start_seeds_of_their_own(algorithm, small_run):
     folder = small_run(algorithm, prune_type="l1", prune_rate=0.5)
