@@ -40,7 +40,7 @@ wait "$dqn_pid" || { failed=$? && echo "error: the DQN run failed (exit $failed)
 echo
 "$python" scripts/table.py runs/quickstart_ppo runs/quickstart_dqn
 echo
-echo "Returns of so short a run are near chance: random play scores 148. The curves: .venv/bin/tensorboard --logdir runs"
+echo "Returns of so short a run are near chance: random play scores 153. The curves: .venv/bin/tensorboard --logdir runs"
 
 echo
 echo "An agent trained for 2M steps, with half of its network cut away at 1M, plays 10 games:"

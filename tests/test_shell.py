@@ -80,7 +80,7 @@ def test_quickstart_installs_trains_both_prints_the_table_of_both_and_lets_a_tra
     assert sorted(call.split()[0] for call in calls[1:3]) == ["dqn_atari_prune.py", "ppo_atari_prune.py"]
     assert calls[3] == "scripts/table.py runs/quickstart_ppo runs/quickstart_dqn"
     assert calls[4:] == ["evals/ppo_eval.py results/agents/ppo_l1-0.5_s1 --out runs/quickstart_agent.csv"]
-    assert "random play scores 148" in done.stdout and "tensorboard --logdir runs" in done.stdout
+    assert "random play scores 153" in done.stdout and "tensorboard --logdir runs" in done.stdout
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
