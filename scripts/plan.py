@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,7 @@ def speed(algorithm: str, runs_dir: Path, bf16: bool) -> tuple[float | None, str
 
 
 def main() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a sweep that was killed reads no more: no traceback for that
     algorithm, *options = sys.argv[1:]
     seeds, rates, games = (os.environ[name].split() for name in ("SEEDS", "RATES", "GAMES"))
     switches = {name: os.environ.get(name, "0") for name in ("JOBS", "AA")}

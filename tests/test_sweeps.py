@@ -90,6 +90,16 @@ def test_what_no_run_would_take_is_refused_before_any_run(options, says, tmp_pat
     assert refused.returncode == 2 and says in " ".join(refused.stderr.split()) and not list(tmp_path.iterdir())
 
 
+def test_the_plan_of_a_sweep_that_is_gone_ends_without_a_word():
+    unread, written = os.pipe()
+    os.close(unread)
+    environment = os.environ | {"SEEDS": "1", "RATES": "0.5", "GAMES": "PongNoFrameskip-v4"}
+    words = [sys.executable, str(ROOT / "scripts" / "plan.py"), "ppo"]
+    ended = subprocess.run(words, env=environment, stdout=written, stderr=subprocess.PIPE, text=True)
+    os.close(written)
+    assert ended.returncode == -signal.SIGPIPE and ended.stderr.count("\n") == 1  # what the sweep costs
+
+
 def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_for_nothing(tmp_path):
     for arm, text in (("none", '{"time": {"agent_steps_per_second_while_learning": 100.0}}'), ("l1-0.5", "{")):
         folder = tmp_path / f"SpaceInvadersNoFrameskip-v4__ppo_atari_prune__{arm}__s1"
