@@ -680,16 +680,16 @@ class Log:
     """One call feeds curves.csv, TensorBoard and W&B; clocks stay out of curves.csv, whose bytes repeat."""
 
     def __init__(self, args, folder: Path, config: dict, kept: dict | None = None, parent: Path | None = None):
-        anew = {"learned": [0, 0.0], "seconds": 0.0, "sent": 0}
+        anew = {"learned": [0, 0.0], "seconds": 0.0}
         was = kept["log"] if kept else {"curves": "global_step,tag,value\n", "recent_returns": [], **anew}
-        if parent:  # its curves are this run's up to here; clocks and what was sent are not
+        if parent:  # its curves are this run's up to here; its clocks are not
             was |= anew
         self.curves = open(folder / "curves.csv", "w")
         self.curves.write(was["curves"])
         self.first_step = kept["global_step"] if parent else 0 if kept is None else was["first_step"]
         self.tensorboard = SummaryWriter(str(folder), purge_step=kept["global_step"] + 1 if kept and not parent else None)
         self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
-        self.sent = was["sent"]  # rows of curves.csv that TensorBoard and W&B were given
+        self.sent = 0 if parent else was["curves"].count("\n") - 1  # rows of curves.csv that TensorBoard and W&B were given
         self.known = wandb_rows(folder) if args.track else 0  # of them, those that W&B's files hold: they are not sent again
         self.wandb = start_wandb(args, folder, config) if args.track else None
         self.signal: signal.Signals | None = None
@@ -729,7 +729,7 @@ class Log:
         curves = Path(self.curves.name).read_text()  # all of it: a fork's parent may be cutting its own file back
         seconds = self.seconds + time.monotonic() - self.started
         kept = {"curves": curves, "recent_returns": list(self.recent_returns), "learned": list(self.learned)}
-        return kept | {"seconds": seconds, "first_step": self.first_step, "sent": self.sent}
+        return kept | {"seconds": seconds, "first_step": self.first_step}
 
     def send(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
         metrics, self.sent = metrics | (clocks or {}), self.sent + len(metrics)
