@@ -911,10 +911,7 @@ def cut(args, folder: Path, log: Log, state: dict) -> None:
 
 def finish(args, folder: Path, log: Log, state: dict) -> None:
     """Save and evaluate the final network, count what the cut cost and gained, close the logs; summary.json comes last."""
-    if args.checkpoint_minutes:
-        save_checkpoint(folder / "checkpoint.pt", log, state, keep_previous=True)
-    evaluate_moment(args, folder, log, state, "final")
-    log.stops_at_once(True)
+    evaluate_moment(args, folder, log, state, "final")  # a signal after it is too late: the run is finished first
     weights, counts = plain_state_dict(state["network"]), count_tensors(state["network"], state["masks"])
     totals = {key: sum(c[key] for c in counts.values()) for key in ("total", "pruned", "nonzero")}
     model, files = io.BytesIO(), []
@@ -947,7 +944,6 @@ def finish(args, folder: Path, log: Log, state: dict) -> None:
         "mean_gpu_utilisation_percent": float(np.mean(log.gpu_utilisation)) if log.gpu_utilisation else None,
     }
     log.close(summary, state["eval"], files)
-    log.stops_at_once(False)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     for path in folder.glob("checkpoint*"):
         path.unlink()

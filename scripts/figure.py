@@ -50,8 +50,8 @@ def main(args: Args) -> None:
     for ax, algorithm in zip(axes[0], algorithms, strict=True):
         ax.set_title(f"{algorithm.upper()}, {summary['env_id']}", fontsize=10)
         ax.set_xlabel("agent steps, thousands (4 frames each)")
-        ax.axhline(148, color="grey", lw=0.8)
-        ax.annotate("random play", (0.99, 148), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        ax.axhline(153, color="grey", lw=0.8)
+        ax.annotate("random play", (0.99, 153), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
         ax.legend(fontsize=8, loc="upper left")
     axes[0][0].set_ylabel("return (game score)")
     note = (

@@ -178,7 +178,7 @@ def in_words(row: dict, name: str) -> str:
         return f"{name}: {middle:+.{digits}f} {unit} in {'one seed' if seeds == 1 else f'each of {seeds} seeds: no interval'}"
     least, most = f"{abs(low):.{digits}f} {unit}", f"{abs(high):.{digits}f} {unit}"
     told = f"{name}: {middle:+.{digits}f} {unit} (95 % interval {low:+.{digits}f} to {high:+.{digits}f})"
-    corrected = row["role"] == "exploratory" and row["p_holm"] >= 1 - paired.LEVEL
+    corrected = row["role"] == "exploratory" and not row["p_holm"] < 1 - paired.LEVEL
     seen = "by this interval alone, not after Holm's correction" if corrected else "is seen"
     if high < 0:
         return f"{told}; a loss of at least {most} {seen}, one above {least} is excluded"
@@ -191,10 +191,8 @@ def verdict(row: dict) -> str:
     """Whether the declared contrast excludes a loss of the margin."""
     if row["pairs"] == 1:
         return "one seed cannot tell"
-    if np.isnan(row["difference_low"]):
-        return "seeds that differ all alike cannot tell"
-    if np.isnan(row["change_low"]):
-        return "of a return that may be 0 or below no share can be told"
+    if np.isnan(row["change_low"]):  # dense may be at 0 or below, or the share is the same in every seed
+        return "the share has no interval"
     if row["change_high"] < -MARGIN:
         return "seen"
     excluded = "excluded" if row["p_not_worse"] < (1 - paired.LEVEL) / 2 else "not excluded"

@@ -345,7 +345,7 @@ def test_where_dense_scores_are_below_0_differences_are_told_in_points(tmp_path)
     conclude(study(tmp_path / "runs", {"none": [-20.0, -18.0, -19.0], "l1-0.5": [-21.0, -19.0, -20.5]}))
     said = text(tmp_path / "report of runs")
     assert re.search(r"l1 at 0.5: -1.2 points \(95 % interval -1.9 to -0.4\)", said)
-    assert "A loss of 10 % or more: of a return that may be 0 or below no share can be told." in said
+    assert "A loss of 10 % or more: the share has no interval." in said
 
 
 def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_reported(tmp_path):
@@ -353,10 +353,11 @@ def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_re
     said = text(tmp_path / "report of runs")
     assert "Dense networks end at 0: 3 seeds of 2 games." in said
     alike = "+0.0 points in each of 3 seeds: no interval. 3 pairs"
-    assert f"Declared: l1 at 0.5: {alike}. A loss of 10 % or more: seeds that differ all alike cannot tell." in said
+    assert f"Declared: l1 at 0.5: {alike}. A loss of 10 % or more: the share has no interval." in said
     assert f"Exploratory: l1 at 0: {alike}." in said
     conclude(study(tmp_path / "points", {"none": [10.0, 11.0, 12.0], "l1-0.5": [12.5, 13.5, 14.5]}))
-    assert re.search(r"l1 at 0.5: \+23 % \(95 % interval \+\d+ to \+\d+\)", text(tmp_path / "report of points"))
+    points = text(tmp_path / "report of points")
+    assert re.search(r"l1 at 0.5: \+23 % \(95 % interval \+\d+ to \+\d+\)", points) and "or more: excluded" in points
 
 
 def test_what_the_runs_computed_in_and_on_is_told_with_the_seeds_where_it_differs(tmp_path):

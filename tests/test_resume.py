@@ -17,6 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dqn_atari_prune import AtariGames, load_checkpoint, wandb_records
+from evals import storage
 from scripts.kill_runs import bits, disturb
 from tests.conftest import SCRIPTS, SMALL, flags, rows, summary
 
@@ -167,12 +168,8 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_and_no_
     assert len({record["run"]["run_id"] for record in wandb_records(folder) if record["type"] == "run"}) == 1
 
 
-@pytest.mark.parametrize(
-    "algorithm, place", [("dqn", "evals.dqn_eval.evaluate"), ("ppo", "evals.ppo_eval.evaluate"), ("ppo", "evals.storage.pack")]
-)
-def test_a_run_stopped_in_an_evaluation_or_at_its_end_says_so_at_once_and_goes_on(
-    small_run, algorithm, place, tmp_path, monkeypatch, capsys
-):
+@both
+def test_a_run_stopped_in_an_evaluation_says_so_at_once_and_goes_on(small_run, algorithm, tmp_path, monkeypatch, capsys):
     def stop(*_):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
@@ -180,17 +177,24 @@ def test_a_run_stopped_in_an_evaluation_or_at_its_end_says_so_at_once_and_goes_o
 
     monkeypatch.setattr(sys, "argv", command(algorithm, tmp_path / "a")[1:])
     with monkeypatch.context() as patch:
-        patch.setattr(place, stop)
+        patch.setattr(f"evals.{algorithm}_eval.evaluate", stop)
         with pytest.raises(SystemExit, match="143"):
             SCRIPTS[algorithm].main()
     line = "stopped by SIGTERM; the same command goes on from the last checkpoint, if there is one"
     assert capsys.readouterr().err.splitlines()[-1] == line and not (tmp_path / "a" / "summary.json").exists()
     handler = signal.getsignal(signal.SIGTERM)
     SCRIPTS[algorithm].main()
-    at_the_end = f"a goes on at step {SMALL[algorithm]['total_timesteps']:,}" in capsys.readouterr().out
-    assert at_the_end == (place == "evals.storage.pack")  # no step of the training is lost there
     assert same_bits(tmp_path / "a", small_run(algorithm, prune_type="l1", prune_rate=0.5))
     assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_run_that_gets_a_signal_while_it_is_saved_is_finished(small_run, tmp_path, monkeypatch):
+    signals, pack = [], storage.pack
+    monkeypatch.setattr(sys, "argv", command("ppo", tmp_path / "a")[1:])
+    monkeypatch.setattr(storage, "pack", lambda weights: signals.append(os.kill(os.getpid(), signal.SIGTERM)) or pack(weights))
+    SCRIPTS["ppo"].main()
+    monkeypatch.undo()
+    assert signals and same_bits(tmp_path / "a", small_run("ppo", prune_type="l1", prune_rate=0.5))
 
 
 def test_a_signal_while_the_checkpoint_is_read_ends_the_run_and_leaves_the_checkpoint_as_it_was(
