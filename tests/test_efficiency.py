@@ -94,12 +94,12 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_draws_the_same_figur
         for form in ("dense", "csr", "without_dead_units"):
             assert all(0 < row[form][f"{c}_q25"] <= row[form][c] <= row[form][f"{c}_q75"] for c in timed)
     again = subprocess.run([*call, str(tmp_path / "a.csv"), f"--figure={tmp_path / 'b.png'}"], capture_output=True, text=True)
+    assert again.stdout == done.stdout and (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     for kind in ("none", "random"):  # of rows without any l1 arm too
         table.assign(prune_type=kind).to_csv(tmp_path / "other.csv", index=False)
         efficiency.main(efficiency.Args(runs=(tmp_path / "other.csv",), figure=tmp_path / f"{kind}.png"))
         assert ("no pruned run: nothing to tell" in capsys.readouterr().out) == (kind == "none")
         assert (tmp_path / f"{kind}.png").exists()
-    assert again.stdout == done.stdout and (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize(
