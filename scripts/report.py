@@ -199,7 +199,19 @@ def verdict(row: dict) -> str:
     return f"{excluded} (one-sided p = {number(row['p_not_worse'], '.2g')})"
 
 
-def sentences(study: Study, rows: list[dict], trends: list[dict]) -> list[str]:
+def in_training(rows: list[dict]) -> list[str]:
+    """A sentence of what the arms earned in training after the cut: it averages over the networks that a run passes through."""
+    told = []
+    for row in rows:
+        if row.get("pairs"):
+            kind, unit, scale = ("difference", "points", 1) if np.isnan(row["change"]) else ("change", "%", 100)
+            middle, low, high = (scale * row[f"{kind}{end}"] for end in ("", "_low", "_high"))
+            sure = "" if np.isnan(low) else f" (95 % interval {low:+.1f} to {high:+.1f})"
+            told.append(f"{row['arm']} {middle:+.1f} {unit}{sure}")
+    return [f"Exploratory, in training from the cut to the end: {'; '.join(told)}."] if told else []
+
+
+def sentences(study: Study, rows: list[dict], trends: list[dict], recoveries: list[dict]) -> list[str]:
     """What a study is, what was found, how sure it is, and what could not have been seen: the declared contrast first."""
     settings = ", ".join(f"{k} {v}" for k, v in study.off_default.items() if k != "env_id") or "none"
     found = [("dense", f"{study.steps:,} agent steps; options of all runs off their default: {settings}; {study.machines}.")]
@@ -233,7 +245,7 @@ def sentences(study: Study, rows: list[dict], trends: list[dict]) -> list[str]:
         slope = {f"difference{end}": row[f"slope{end}"] for end in ("", "_low", "_high")}
         name = f"{row['role'].capitalize()}, trend of {row['criterion']} over {row['rates']} for each 0.1 of rate"
         found.append(("trend", f"{in_words(row | slope, name)}."))
-    return [told for _, told in sorted(found, key=lambda pair: order.index(pair[0]))]
+    return [told for _, told in sorted(found, key=lambda pair: order.index(pair[0]))] + in_training(recoveries)
 
 
 METHOD = f"""
@@ -258,7 +270,9 @@ Recovery is of training games, exploration included. Level: mean of the last {{w
 mean of the last {{window}} games, all ended after the cut, is at the level again, which takes {{window}} games at the
 least, for dense runs too; the median counts a run that never is as longer than all others. Area lost: between the level and
 that moving mean, return times agent steps, from the cut until then or the end; in per cent of the level times the steps from
-the cut to the end.
+the cut to the end. In training from the cut to the end: the mean return of all games ended after the cut, against that of the
+twin. It is of all networks that a run passes through, with the fall at the cut and the way back; the return at the end is of the
+last network alone, which may play far better or worse than the run that left it.
 
 A dash is what was not measured, or what there is too little for: fewer than {{window}} games before or after the cut, one
 seed, seeds that do not differ at all. Forked arms ran only from the cut on, dense runs from the start: their speeds are of
@@ -371,11 +385,11 @@ def report(args: Args) -> None:
     rows = {"returns": [], "trend": [], "recovery": [], "costs": []}
     told = {}
     for study in studies:
-        returns, trends = returns_table(study), trend_table(study)
-        told[study.label] = sentences(study, returns, trends)
+        returns, trends, recoveries = returns_table(study), trend_table(study), recovery_table(study)
+        told[study.label] = sentences(study, returns, trends, recoveries)
         rows["returns"] += returns
         rows["trend"] += trends
-        rows["recovery"] += recovery_table(study)
+        rows["recovery"] += recoveries
         rows["costs"] += costs_table(study)
     rows |= {"aggregate": aggregate_table(studies), "runs": runs_table(studies), "named": [n._asdict() for n in named]}
     for row in rows["aggregate"]:

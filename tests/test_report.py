@@ -190,6 +190,18 @@ def test_training_recovery_of_the_run_folders_is_in_the_table_and_never_is_no_nu
     assert (never.back, never.steps_until_back, never.area) == (0, np.inf, 1000)
     shown = (tmp_path / "report of runs" / "recovery.md").read_text().splitlines()
     assert sum("not within the run" in line for line in shown) == 1
+    told = "Exploratory, in training from the cut to the end: l1-0.5 +0.0 %; l1-0.8 -20.0 %."
+    assert told in text(tmp_path / "report of runs")
+
+
+def test_training_returns_of_several_seeds_are_told_with_the_interval_of_the_recovery_table(tmp_path):
+    for seed in (1, 2, 3):
+        write_run(tmp_path / "runs", seed=seed, training=[(500, 10), (1500, 10 + seed)])
+        write_run(tmp_path / "runs", arm="l1-0.5", seed=seed, training=[(500, 10), (1500, 9 + seed * seed)])
+    half = row(conclude(tmp_path / "runs")["recovery"], "l1-0.5")  # dense 11 12 13, l1 10 13 18
+    assert half.change == pytest.approx(5 / 36) and half.change_low < 0
+    told = f"l1-0.5 +13.9 % (95 % interval {100 * half.change_low:+.1f} to {100 * half.change_high:+.1f})."
+    assert told in text(tmp_path / "report of runs")
 
 
 def test_scores_are_written_as_rliable_takes_them_seeds_by_games(tmp_path):
