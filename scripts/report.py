@@ -271,8 +271,8 @@ mean of the last {{window}} games, all ended after the cut, is at the level agai
 least, for dense runs too; the median counts a run that never is as longer than all others. Area lost: between the level and
 that moving mean, return times agent steps, from the cut until then or the end; in per cent of the level times the steps from
 the cut to the end. In training from the cut to the end: the mean return of all games ended after the cut, against that of the
-twin. It is of all networks that a run passes through, with the fall at the cut and the way back. The return at the end is of
-the last network alone, which may play far better or worse than the run that left it.
+twin, not corrected for the number of arms. It is of all networks that a run passes through, with the fall at the cut and the
+way back. The return at the end is of the last network alone, which may play far better or worse than the run that left it.
 
 A dash is what was not measured, or what there is too little for: fewer than {{window}} games before or after the cut, one
 seed, seeds that do not differ at all. Forked arms ran only from the cut on, dense runs from the start: their speeds are of

@@ -2,9 +2,10 @@
 
     python scripts/simulate_studies.py                    # 20,000 studies of each design, under a minute
 
-The noise is that of the real thing on SpaceInvaders at 2M agent steps: the deviation of a game is 180 (DQN) and 145 (PPO), that
+The noise is that of SpaceInvaders at 2M agent steps in the literature: the deviation of a game is 180 (DQN) and 145 (PPO), that
 of a network's true return between seeds 5.4 % of it (five seeds of Dopamine's DQN range from 637 to 724), and a third of that
-variance is shared by all arms of a seed. Returns of games follow a gamma distribution: positive, with a longer tail above.
+variance is shared by all arms of a seed. The last networks of this project's first DQN runs differ by more (results/LOG.md).
+Returns of games follow a gamma distribution: positive, with a longer tail above.
 
 Columns: shares of 95 % intervals that cover the truth (of an arm's mean, of the paired difference in points and in per cent,
 of the slope over rates, of the interquartile mean: 4 titles below 10 seeds); false alarms: that a loss of exactly the margin is
