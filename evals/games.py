@@ -16,22 +16,31 @@ from scipy import stats
 
 from evals import storage
 
+ENVIRONMENTS = 10
+"""games of an evaluation played at once"""
+
 
 @torch.no_grad()
 def play(act, make_games, env_id: str, eval_episodes: int, seed: int, num_threads: int) -> list[dict]:
-    """Play one whole game in each of eval_episodes environments; game k starts from seed + k.
+    """Play eval_episodes whole games in ENVIRONMENTS environments, or one each if they are fewer; environment k starts from
+    seed + k and plays games k, k + ENVIRONMENTS and so on, one after the other.
 
-    Taking the first games to finish would favour short ones, so every environment counts once; those that are done play on
-    unseen, since the bits of a row depend on the size of the batch. `act(obs)` maps (n, 4, 84, 84) uint8 to (n,) actions.
+    Taking the first games to finish would favour short ones, so how many each environment plays is settled beforehand; those
+    that are done play on unseen, since the bits of a row depend on the size of the batch. `act(obs)` maps (n, 4, 84, 84) uint8
+    to (n,) actions.
     """
-    games = make_games(env_id, eval_episodes, seed, num_threads)
-    first: dict[int, dict] = {}
-    while len(first) < eval_episodes:
+    at_once = min(eval_episodes, ENVIRONMENTS)
+    games, turns = make_games(env_id, at_once, seed, num_threads), [0] * at_once
+    rows: dict[int, dict] = {}
+    while len(rows) < eval_episodes:
         games.send(act(torch.from_numpy(games.obs)).cpu().numpy())
         for game in games.receive().finished:
-            row = {"episode": game.env, "seed": seed + game.env, "return": game.episodic_return}
-            first.setdefault(game.env, row | {"length": game.episodic_length, "truncated": game.truncated})
-    return [first[k] for k in range(eval_episodes)]
+            episode = game.env + at_once * turns[game.env]
+            turns[game.env] += 1
+            if episode < eval_episodes:
+                row = {"episode": episode, "seed": seed + game.env, "return": game.episodic_return}
+                rows[episode] = row | {"length": game.episodic_length, "truncated": game.truncated}
+    return [rows[k] for k in range(eval_episodes)]
 
 
 def statistics(returns: list[float]) -> dict:

@@ -21,20 +21,37 @@ both = pytest.mark.parametrize("algorithm", NETWORKS)
 
 
 # ------------------------------------------------------------------------------------------------------------------ games
+def shoot_and_move(obs: torch.Tensor) -> torch.Tensor:
+    """Actions that depend on their row alone: a lone game repeats them."""
+    return 1 + obs[:, 3, 60:].sum(dim=(1, 2)) % 5
+
+
 def test_the_first_game_of_each_environment_counts_and_equals_the_game_played_alone():
     make_games, seen = SCRIPTS["ppo"].AtariGames, []
 
-    def shoot_and_move(obs: torch.Tensor) -> torch.Tensor:  # depends on the row alone: a lone game repeats it
+    def act(obs: torch.Tensor) -> torch.Tensor:
         seen.append(len(obs))
-        return 1 + obs[:, 3, 60:].sum(dim=(1, 2)) % 5
+        return shoot_and_move(obs)
 
-    played = games.play(shoot_and_move, make_games, ENV_ID, 4, seed=11, num_threads=1)
+    played = games.play(act, make_games, ENV_ID, 4, seed=11, num_threads=1)
     assert [(row["episode"], row["seed"]) for row in played] == [(k, 11 + k) for k in range(4)]
-    alone = [games.play(shoot_and_move, make_games, ENV_ID, 1, seed=11 + k, num_threads=1)[0] for k in range(4)]
+    alone = [games.play(act, make_games, ENV_ID, 1, seed=11 + k, num_threads=1)[0] for k in range(4)]
     assert [(r["return"], r["length"]) for r in played] == [(r["return"], r["length"]) for r in alone]
     lengths = [row["length"] for row in played]
     assert seen[: max(lengths)] == [4] * max(lengths)  # the batch keeps its size until the longest game is over
     assert sum(lengths) < 4 * max(lengths) and not any(row["truncated"] for row in played)
+
+
+def test_more_games_than_environments_are_played_in_turns_that_are_settled_beforehand(monkeypatch):
+    def play(environments: int, eval_episodes: int, seed: int) -> list[tuple]:
+        monkeypatch.setattr(games, "ENVIRONMENTS", environments)
+        played = games.play(shoot_and_move, SCRIPTS["ppo"].AtariGames, ENV_ID, eval_episodes, seed, num_threads=2)
+        assert [row["episode"] for row in played] == list(range(eval_episodes))
+        return [(row["seed"], row["return"], row["length"]) for row in played]
+
+    first, second, together = play(1, 3, seed=11), play(1, 2, seed=12), play(2, 5, seed=11)
+    assert together[::2] == first and together[1::2] == second
+    assert len({length for _, _, length in together}) == 5  # each another game
 
 
 def test_statistics_are_the_mean_the_deviation_and_a_t_interval_by_hand():
