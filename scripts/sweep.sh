@@ -31,12 +31,12 @@ dense() { run "$1" "$2" none - "$dense_suffix" --prune-type none; }
 forked() {
   local twin="${1//[^A-Za-z0-9_.-]/-}__${script}__none__s$2${dense_suffix}" type rate
   local fork=(--fork-from "$RUNS_DIR/$twin")
+  [[ ${AA:-0} == 0 ]] || run "$1" "$2" none-fork1 "$twin" "$dense_suffix" --prune-type none --fork-seed 1 "${fork[@]}"
   for rate in "${rates[@]}"; do
     for type in l1 random; do
       run "$1" "$2" "$type-$rate" "$twin" "$arm_suffix" --prune-type "$type" --prune-rate "$rate" "${fork[@]}"
     done
   done
-  [[ ${AA:-0} == 0 ]] || run "$1" "$2" none-fork1 "$twin" "$dense_suffix" --prune-type none --fork-seed 1 "${fork[@]}"
 }
 
 # Seeds in order, but the dense run of the next before the arms of this one: no arm then waits for a prune point.
