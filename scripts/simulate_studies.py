@@ -3,7 +3,8 @@
     python scripts/simulate_studies.py                    # 20,000 studies of each design, under a minute
 
 The noise is that of SpaceInvaders at 2M agent steps. Runs differ between seeds by 5.4 % of their return (five seeds of
-Dopamine's DQN range from 637 to 724), and a third of that variance is shared by all arms of a seed. The last network of a DQN
+Dopamine's DQN range from 637 to 724), and a third of that variance is shared by all arms of a seed: an A/A pair differs by 6 %
+(standard deviation; the two of PPO in results/LOG.md ended 3 and 38 % apart, which is more). The last network of a DQN
 deviates from what its run earns by 20 %, as measured here (results/LOG.md); that of a PPO, whose learning rate is annealed, is
 taken not to. A game deviates by 270 (DQN, the same measurement) and 145 (PPO, the literature). Networks and games follow a
 gamma distribution: positive, with a longer tail above.
