@@ -15,10 +15,11 @@ import ppo_atari_prune
 SCRIPTS = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}
 COMMON = {"num_envs": 2, "hidden_size": 64, "eval_episodes": 1, "num_threads": 1}
 SMALL = {
-    "dqn": COMMON | {"total_timesteps": 2200, "learning_starts": 900, "buffer_size": 700, "target_network_frequency": 200},
-    "ppo": COMMON | {"total_timesteps": 1536},
+    "dqn": COMMON
+    | {"total_timesteps": 2200, "learning_starts": 900, "buffer_size": 700, "target_network_frequency": 200, "batch_size": 8},
+    "ppo": COMMON | {"total_timesteps": 1536, "update_epochs": 2},
 }
-"""DQN: a ring that wraps and 325 updates, the cut after 50; PPO: 6 rollouts of 16 updates, the cut after the third"""
+"""DQN: a ring that wraps and 325 updates, the cut after 50; PPO: 6 rollouts of 8 updates, the cut after the third"""
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What a pruned network costs in each form: all compute the same, and the table says what is measured."""
 
 import copy
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -115,16 +116,19 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_draws_the_same_figur
         (["strange.csv"], "runs must be folders of finished runs, or CSV files of --csv, got strange.csv"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line_before_anything_is(words, says, tmp_path):
+def test_what_cannot_be_measured_is_refused_in_one_line_before_anything_is(words, says, tmp_path, monkeypatch, capsys):
     (tmp_path / "strange.csv").write_text("a,b\n1,2\n")
     (tmp_path / "empty.csv").write_text(",".join(efficiency.COLUMNS) + "\n")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "summary.json").write_text("{}")
     words = words if words and not words[0].startswith("-") else [str(tmp_path), *words]
-    call = [sys.executable, str(ROOT / "evals" / "efficiency.py"), *words]
-    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and f"error: {says}" in done.stderr and done.stdout == ""
-    assert len([line for line in done.stderr.splitlines() if not line.startswith("warning: ")]) == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["efficiency.py", *words])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        runpy.run_path(str(ROOT / "evals" / "efficiency.py"), run_name="__main__")
+    told = capsys.readouterr()
+    assert f"error: {says}" in told.err and told.out == ""
+    assert len([line for line in told.err.splitlines() if not line.startswith("warning: ")]) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs 2:4 on a GPU")

@@ -122,16 +122,21 @@ def test_finished_arms_need_no_prune_point_and_others_do_not_wait_for_one_that_n
     assert f"finished {random_.name}" in again.stdout and (random_ / "summary.json").exists()
 
 
-@both
-def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of_runs_made_alone(
-    small_run, algorithm, tmp_path
-):
-    options = [*flags(SMALL[algorithm]), "--checkpoint-minutes=0.005"]
-    words, environment = sweep(algorithm, *options, RATES="0.5", RUNS_DIR=str(tmp_path))
+def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of_runs_made_alone(small_run, tmp_path):
+    options = [*flags(SMALL["ppo"]), "--checkpoint-minutes=0.005"]
+    words, environment = sweep("ppo", *options, RATES="0.5", RUNS_DIR=str(tmp_path))
     rng, environment = random.Random(3), environment | {"JOBS": "2"}
-    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
-        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(9 + 6 * rng.random())
+    for sign, number in (
+        ("*none*/checkpoint.pt", signal.SIGKILL),  # the dense run is on its way
+        ("*-0.5*/checkpoint.pt", signal.SIGKILL),  # so is an arm
+        ("*/summary.json", signal.SIGTERM),  # one run is finished
+    ):
+        with open(tmp_path / "printed", "w") as printed:
+            process = subprocess.Popen(words, env=environment, stdout=printed, start_new_session=True)
+        while not (list(tmp_path.glob(sign)) and "started" in Path(printed.name).read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(rng.random())
         if number == signal.SIGKILL:  # the driver, xargs and the runs
             subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=True)
         process.send_signal(number)
@@ -143,17 +148,17 @@ def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of
     folders = {summary(folder)["arm"]: folder for folder in tmp_path.iterdir() if folder.is_dir()}
     assert folders.keys() == {"none", "l1-0.5", "random-0.5"}
     for prune_type in ("none", "l1", "random"):
-        alone = small_run(algorithm, prune_type=prune_type, **({} if prune_type == "none" else {"prune_rate": 0.5}))
+        alone = small_run("ppo", prune_type=prune_type, **({} if prune_type == "none" else {"prune_rate": 0.5}))
         assert same_bits(folders[summary(alone)["arm"]], alone)
     forked = [summary(folder)["agent_steps_run"] for arm, folder in folders.items() if arm != "none"]
-    assert forked == [SMALL[algorithm]["total_timesteps"] // 2] * 2
+    assert forked == [SMALL["ppo"]["total_timesteps"] // 2] * 2
     written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/*")}
     assert subprocess.run(words, env=environment, capture_output=True).returncode == 0
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/*") if file.name != ".lock"}.items() <= written.items()
 
 
 def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_runs_only_that_one_again(tmp_path):
-    options, environment = flags(SMALL["ppo"]), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
+    options, environment = flags(SMALL["ppo"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
     dry = run("ppo", *options, **environment, DRY_RUN="1").stdout
     name = next(word for word in shlex.split(dry) if "l1-0.5" in word)
     (tmp_path / name).mkdir()
@@ -169,7 +174,8 @@ def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_runs_o
 
 
 def test_arms_of_a_dense_run_that_was_stopped_alone_do_not_wait_for_it_and_the_same_command_goes_on(tmp_path):
-    words, environment = sweep("ppo", *flags(SMALL["ppo"]), RATES="0.5", RUNS_DIR=str(tmp_path), JOBS="2")
+    options, matrix = flags(SMALL["ppo"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
+    words, environment = sweep("ppo", *options, **matrix)
     driver = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     dense = ["pkill", "-TERM", "-f", f"^[^ ]*python[^ ]* ppo_atari_prune.py .* --runs-dir {tmp_path} "]
     while subprocess.run(dense).returncode:
@@ -178,7 +184,7 @@ def test_arms_of_a_dense_run_that_was_stopped_alone_do_not_wait_for_it_and_the_s
     printed, errors = driver.communicate(timeout=60)
     assert driver.returncode == 143 and "stopped: 3 runs are not finished" in errors, printed + errors
     assert printed.count("(no prune point of its twin)") == 2
-    done = run("ppo", *flags(SMALL["ppo"]), RATES="0.5", RUNS_DIR=str(tmp_path), JOBS="2")
+    done = run("ppo", *options, **matrix)
     assert done.returncode == 0 and done.stdout.count("finished ") == 3, done.stdout + done.stderr
 
 

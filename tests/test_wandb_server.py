@@ -96,7 +96,7 @@ def test_a_sync_without_a_server_names_the_runs_that_failed_and_exits_1(tmp_path
     with serving() as server:
         env = environment(tmp_path, server)
     offline = env | {"WANDB_MODE": "offline"}
-    assert subprocess.run(words(tmp_path / "r"), env=offline, capture_output=True).returncode == 0
+    assert subprocess.run(words(tmp_path / "r", "--eval-episodes=0"), env=offline, capture_output=True).returncode == 0
     done = sync(tmp_path / "r", env)
     assert done.returncode == 1 and f"error: not synced: {tmp_path / 'r'}/wandb/offline-run-" in done.stderr
 
