@@ -113,11 +113,12 @@ def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_
 
 
 def test_finished_arms_need_no_prune_point_and_others_do_not_wait_for_one_that_never_comes(tmp_path):
-    options, environment = flags(SMALL["ppo"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
-    assert run("ppo", *options, **environment).returncode == 0
+    options, environment = flags(SMALL["dqn"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
+    assert run("dqn", *options, **environment).returncode == 0
     dense, l1, random_ = (next(tmp_path.glob(f"*__{arm}__*/summary.json")).parent for arm in ("none", "l1-0.5", "random-0.5"))
+    assert summary(l1)["agent_steps_run"] == summary(random_)["agent_steps_run"] == SMALL["dqn"]["total_timesteps"] // 2
     (dense / "prune_point.pt").unlink(), (l1 / "summary.json").unlink()
-    again = run("ppo", *options, **environment)
+    again = run("dqn", *options, **environment)
     assert again.returncode == 1 and f"failed {l1.name} (delete {dense}, which is finished" in again.stdout
     assert f"finished {random_.name}" in again.stdout and (random_ / "summary.json").exists()
 
@@ -126,21 +127,22 @@ def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of
     options = [*flags(SMALL["ppo"]), "--checkpoint-minutes=0.005"]
     words, environment = sweep("ppo", *options, RATES="0.5", RUNS_DIR=str(tmp_path))
     rng, environment = random.Random(3), environment | {"JOBS": "2"}
+    gone_on = lambda: sum(log.read_text().count("goes on at step") for log in tmp_path.glob("*.log"))  # noqa: E731
     for sign, number in (
         ("*none*/checkpoint.pt", signal.SIGKILL),  # the dense run is on its way
         ("*-0.5*/checkpoint.pt", signal.SIGKILL),  # so is an arm
-        ("*/summary.json", signal.SIGTERM),  # one run is finished
+        ("*/summary.json", signal.SIGTERM),  # a run is finished, and another goes on
     ):
-        with open(tmp_path / "printed", "w") as printed:
-            process = subprocess.Popen(words, env=environment, stdout=printed, start_new_session=True)
-        while not (list(tmp_path.glob(sign)) and "started" in Path(printed.name).read_text()):
+        before, process = gone_on(), subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        while not (list(tmp_path.glob(sign)) and (number == signal.SIGKILL or gone_on() > before)):
             assert process.poll() is None
             time.sleep(0.05)
-        time.sleep(rng.random())
+        time.sleep(0.5 * rng.random())
         if number == signal.SIGKILL:  # the driver, xargs and the runs
             subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=True)
         process.send_signal(number)
         assert process.wait() == (143 if number == signal.SIGTERM else -9)
+    assert any("by SIGTERM" in log.read_text() for log in tmp_path.glob("*.log"))
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "  3 of 3 done, 0 running, 0 failed, 0.0 hours left" in done.stdout, (
         done.stdout + done.stderr
