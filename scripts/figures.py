@@ -82,13 +82,14 @@ def below(figure) -> None:
         figure.legend(told.values(), told.keys(), loc="outside lower center", ncols=min(len(told), 6 if len(told) > 8 else 8))
 
 
-def shades(studies: list) -> dict[float, dict]:
-    """Colour, marker and dashes of each rate in a report: the higher the rate the lighter, dense in black."""
+def shades(studies: list) -> dict[float | str, dict]:
+    """Colour, marker and dashes of each rate in a report: the higher the rate the lighter, dense in black; of A/A arms too."""
     rates = sorted({arm.rate for study in studies for arm in study.arms if arm.rate})
     colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, max(len(rates), 1)))
     told = zip(rates, colours, cycle(RATE_MARKERS), cycle(RATE_DASHES), strict=False)
     styles = {rate: {"color": c, "marker": m, "linestyle": d, "label": f"rate {rate:g}"} for rate, c, m, d in told}
-    return {0.0: {"color": "black", "marker": "D", "linestyle": "-", "label": "dense"}} | styles
+    dense, equal = ({"color": COLOURS[kind], "marker": MARKERS[kind], "linestyle": "-"} for kind in ("none", "A/A"))
+    return {0.0: dense | {"label": "dense"}, "A/A": equal | {"label": "A/A"}} | styles
 
 
 def moved(ax, points: float):
@@ -227,16 +228,17 @@ def steps_axis(ax, study) -> None:
 
 
 def curves(study, styles: dict, tags: dict[str, str], out: Path, name: str, window: int, raw: bool) -> None:
-    """A row of facets a tag, a column a criterion; raw: the values themselves too, faint."""
+    """A row of facets a tag, a column a criterion, the A/A arms in each; raw: the values themselves too, faint."""
     columns, kept = study.by_criterion(), {tag for arm in study.arms for run in arm.runs.values() for tag in run.curves}
     if not (tags := {tag: label for tag, label in tags.items() if tag in kept}):
         return
     figure, axes = facets(len(columns), len(tags), 2.6 if raw else 3.4, 5.2 if len(columns) > 1 else 7)
-    x = np.linspace(0, study.steps, GRID)
+    x, equals = np.linspace(0, study.steps, GRID), [arm for arm in study.arms if arm.kind == "A/A"]
     for (criterion, arms), column in zip(columns.items(), axes.T, strict=True):
         for (tag, label), ax in zip(tags.items(), column, strict=True):
-            for k, arm in enumerate(arms):  # the dense curve comes first, and lies on top
-                style = styles[arm.rate] | {"markevery": (5 + 7 * k, 40), "zorder": 3 if k == 0 else 2}
+            for k, arm in enumerate(arms + equals):  # the dense curve comes first, and lies on top
+                style = styles["A/A" if arm in equals else arm.rate]
+                style = style | {"markevery": (5 + 7 * k, 40), "zorder": 3 if k == 0 else 2}
                 if raw:
                     ax.plot(x, mean_curve(arm, tag, 1), color=style["color"], lw=0.5, alpha=0.25)
                 ax.plot(x, mean_curve(arm, tag, window), **style)

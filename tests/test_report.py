@@ -588,3 +588,17 @@ def test_a_tracked_report_logs_its_figures_and_tables_offline_and_an_untracked_o
         assert f"tables/{file.stem}" in logged
     (run,) = (record["run"] for record in records if record["type"] == "run")
     assert run["job_type"] == "report"
+
+
+def test_the_curve_of_an_a_a_arm_lies_beside_those_of_each_criterion(tmp_path, drawn, monkeypatch):
+    study(tmp_path / "runs", {"none": [100.0], "l1-0.5": [90.0], "random-0.5": [80.0], "none-fork1": [104.0]})
+    save, shown = figures.save, {}
+
+    def save_and_look(figure, out, name):
+        shown[name] = [[line.get_label() for line in ax.lines if len(line.get_xdata()) == figures.GRID] for ax in figure.axes]
+        save(figure, out, name)
+
+    monkeypatch.setattr(figures, "save", save_and_look)
+    conclude(tmp_path / "runs")
+    (training,) = (labels for name, labels in shown.items() if name.startswith("training"))
+    assert training == [["dense", "rate 0.5", "A/A"]] * 2
