@@ -2,12 +2,11 @@
 
     python scripts/simulate_studies.py                    # 20,000 studies of each design, under a minute
 
-The noise is that of SpaceInvaders at 2M agent steps. Runs differ between seeds by 5.4 % of their return (five seeds of
-Dopamine's DQN range from 637 to 724), and a third of that variance is shared by all arms of a seed: an A/A pair differs by 6 %
-(standard deviation; the two of PPO in results/LOG.md ended 3 and 38 % apart, which is more). The last network of a DQN
-deviates from what its run earns by 20 %, as measured here (results/LOG.md); that of a PPO, whose learning rate is annealed, is
-taken not to. A game deviates by 270 (DQN, the same measurement) and 145 (PPO, the literature). Networks and games follow a
-gamma distribution: positive, with a longer tail above.
+The noise is that of SpaceInvaders at 2M agent steps. All arms of a seed share a deviation of 3.1 % of the return. Each arm has
+one of its own: DQN's run 4.4 % (both from five seeds of Dopamine's DQN, which range from 637 to 724, a third of their variance
+taken to be shared), and its last network deviates by 20 % from its run; PPO's last network 13 %. The last two are measured here
+(results/LOG.md), PPO's in three A/A pairs alone. A game deviates by 270 (DQN, the same measurement) and 145 (PPO, the
+literature). Networks and games follow a gamma distribution: positive, with a longer tail above.
 
 Columns: shares of the 95 % intervals given that cover the truth (of an arm's mean, of the paired difference in points and in
 per cent, of the slope over rates, of the interquartile mean: 4 titles below 10 seeds); false alarms: that a loss of exactly the
@@ -32,8 +31,7 @@ from scripts.paired import MARGIN
 MEAN = {"dqn": 680.0, "ppo": 550.0}
 GAME = {"dqn": 270.0, "ppo": 145.0}
 RATES = {"dqn": [0.05, 0.1, 0.3, 0.5, 0.8], "ppo": [0.1, 0.3, 0.5]}
-BETWEEN_SEEDS, SHARED = 0.054, 1 / 3
-LAST_NETWORK = {"dqn": 0.20, "ppo": 0.0}
+SHARED, OWN, LAST_NETWORK = 0.031, {"dqn": 0.044, "ppo": 0.13}, {"dqn": 0.20, "ppo": 0.0}
 
 
 @dataclass
@@ -50,9 +48,8 @@ class Args:
 
 def scores(rng, algorithm: str, studies: int, seeds: int, games: int, true_means: np.ndarray) -> np.ndarray:
     """Mean return of the games of each run: (studies, arms, seeds) for arms whose networks have these true means."""
-    deviation = BETWEEN_SEEDS * MEAN[algorithm]
-    shared = rng.normal(0, np.sqrt(SHARED) * deviation, (studies, 1, seeds))
-    own = rng.normal(0, np.sqrt(1 - SHARED) * deviation, (studies, len(true_means), seeds))
+    shared = rng.normal(0, SHARED * MEAN[algorithm], (studies, 1, seeds))
+    own = rng.normal(0, OWN[algorithm] * MEAN[algorithm], (studies, len(true_means), seeds))
     run, last = true_means[:, None] + shared + own, LAST_NETWORK[algorithm]
     network = run * rng.gamma(1 / last**2, last**2, run.shape) if last else run
     shape = (network / GAME[algorithm]) ** 2  # of one game; the sum of n games has n times that
