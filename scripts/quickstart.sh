@@ -43,5 +43,5 @@ echo
 echo "Returns of so short a run are near chance: random play scores 153. The curves: .venv/bin/tensorboard --logdir runs"
 
 echo
-echo "An agent trained for 2M steps, with half of its network cut away at 1M, plays 10 games (random play scores 153, this agent 445 in 100 games):"
+echo "An agent of 2M steps that lost half of its weights at 1M plays 10 games (in 100 it scored 445, random play 153):"
 "$python" evals/ppo_eval.py results/agents/ppo_l1-0.5_s1 --out runs/quickstart_agent.csv

@@ -63,7 +63,7 @@ def random_steps(network, optimizer, masks, steps: int) -> None:
 @scopes
 @biases
 def test_every_mask_has_exactly_the_promised_zeros_and_random_ones_are_nested_over_rates(algorithm, prune_type, scope, bias):
-    network, _ = build(algorithm, 64)
+    network, _ = build(algorithm)
     tensors = prunable(network, bias)
     assert len(tensors) == (2 if bias else 1) * (5 if algorithm == "dqn" else 6)
     total, smaller = sum(t.numel() for t in tensors.values()), None

@@ -151,7 +151,7 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_and_no_
     small_run, algorithm, number, precision, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder, kills = tmp_path / "a", 2 if number == signal.SIGKILL else 1
+    folder, kills = tmp_path / "a", 3 if number == signal.SIGKILL else 1
     words = [*command(algorithm, folder, checkpoint_minutes=0.003, precision=precision), "--track"]
     lives = disturb(words, folder, kills, patience=1.0, rng=random.Random(5), number=number)
     assert len(lives) == kills + 1 and lives[-1][0] > 0 and lives[0][0] == 0

@@ -123,9 +123,12 @@ def test_finished_arms_need_no_prune_point_and_others_do_not_wait_for_one_that_n
     assert f"finished {random_.name}" in again.stdout and (random_ / "summary.json").exists()
 
 
-def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of_runs_made_alone(small_run, tmp_path):
-    options = [*flags(SMALL["ppo"]), "--checkpoint-minutes=0.005"]
-    words, environment = sweep("ppo", *options, RATES="0.5", RUNS_DIR=str(tmp_path))
+@both
+def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of_runs_made_alone(
+    small_run, algorithm, tmp_path
+):
+    options = [*flags(SMALL[algorithm]), "--checkpoint-minutes=0.005"]
+    words, environment = sweep(algorithm, *options, RATES="0.5", RUNS_DIR=str(tmp_path))
     rng, environment = random.Random(3), environment | {"JOBS": "2"}
     gone_on = lambda: sum(log.read_text().count("goes on at step") for log in tmp_path.glob("*.log"))  # noqa: E731
     for sign, number in (
@@ -150,10 +153,10 @@ def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of
     folders = {summary(folder)["arm"]: folder for folder in tmp_path.iterdir() if folder.is_dir()}
     assert folders.keys() == {"none", "l1-0.5", "random-0.5"}
     for prune_type in ("none", "l1", "random"):
-        alone = small_run("ppo", prune_type=prune_type, **({} if prune_type == "none" else {"prune_rate": 0.5}))
+        alone = small_run(algorithm, prune_type=prune_type, **({} if prune_type == "none" else {"prune_rate": 0.5}))
         assert same_bits(folders[summary(alone)["arm"]], alone)
     forked = [summary(folder)["agent_steps_run"] for arm, folder in folders.items() if arm != "none"]
-    assert forked == [SMALL["ppo"]["total_timesteps"] // 2] * 2
+    assert forked == [SMALL[algorithm]["total_timesteps"] // 2] * 2
     written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/*")}
     assert subprocess.run(words, env=environment, capture_output=True).returncode == 0
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/*") if file.name != ".lock"}.items() <= written.items()

@@ -35,7 +35,7 @@ def read_until_closed(leader: int) -> str:
 def test_a_tracked_run_ends_with_every_row_in_its_offline_file(case, tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"HOME": str(tmp_path)} | CASES[case]
     script = [sys.executable, str(ROOT / "ppo_atari_prune.py"), "--track", "--run-name=r", f"--runs-dir={tmp_path}"]
-    script += flags(SMALL["ppo"] | {"eval_episodes": 0})
+    script += flags(SMALL["ppo"])
     leader, terminal = pty.openpty()  # a person at a terminal: a client without a key would ask for one and wait
     process = subprocess.Popen(script, env=env, stdin=terminal, stderr=terminal, stdout=subprocess.DEVNULL)
     os.close(terminal)
