@@ -1,39 +1,33 @@
-"""Play whole games with a saved DQN: epsilon 0.01, as CleanRL does, or greedy.
+"""Play whole games with a saved DQN: epsilon-greedy as in its run's own evaluation, or greedy.
 
-python evals/dqn_eval.py runs/NAME --eval-episodes 30 --capture-video
+python -m evals.dqn_eval runs/NAME --eval-episodes 30 --capture-video
 """
 
-import sys
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
-import torch
+import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from evals import games
-
-EPSILON = 0.01
-
-
-def make_policy(network, seed: int, greedy: bool = False):
-    """Observations (n, 4, 84, 84) to actions (n,); the same numbers are drawn whether they are used or not."""
-    device = next(network.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def act(obs: torch.Tensor) -> torch.Tensor:
-        q_values = network(obs.to(device))
-        explore = torch.rand(len(obs), generator=generator, device=device) < (0.0 if greedy else EPSILON)
-        random_actions = torch.randint(q_values.shape[1], (len(obs),), generator=generator, device=device)
-        return torch.where(explore, random_actions, q_values.argmax(dim=1))
-
-    return act
+from dqn_atari_prune import QNetwork, make_masks, make_policy, prunable
+from evals import common
+from prune_utils.basics import check, exit_codes
 
 
-def evaluate(network, make_games, env_id: str, eval_episodes: int, seed: int, num_threads: int) -> list[dict]:
-    """Rows (episode, seed, return, length, truncated) of eval_episodes whole games, in fp32."""
-    return games.play(make_policy(network, seed), make_games, env_id, eval_episodes, seed, num_threads)
+@dataclass
+class Args(common.Args):
+    epsilon: float | None = None
+    """share of random actions, in [0, 1]; None is what the run was evaluated with, or 0.01 where that is not known"""
+
+
+def main() -> None:
+    with exit_codes():
+        args = tyro.cli(Args, prog="python -m evals.dqn_eval", description=__doc__)
+        epsilon = common.recorded_options(args.model).get("eval_epsilon", 0.01) if args.epsilon is None else args.epsilon
+        check(0 <= epsilon <= 1, "epsilon", "lie in [0, 1]", epsilon)
+        check(args.epsilon is None or not args.greedy, "epsilon", "come without --greedy", epsilon)
+        policy = partial(make_policy, epsilon=0.0 if args.greedy else epsilon)
+        common.run(args, QNetwork, policy, "greedy" if args.greedy else f"epsilon {epsilon:g}", prunable, make_masks)
 
 
 if __name__ == "__main__":
-    import dqn_atari_prune
-
-    games.run(dqn_atari_prune, dqn_atari_prune.QNetwork, make_policy, __doc__)
+    main()

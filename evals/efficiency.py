@@ -1,8 +1,7 @@
-"""What a pruned network costs: bytes on disk, time to load, memory of its weights, multiply-adds, and latency, in each form.
+"""What a pruned network costs in each form: bytes on disk, time to load, memory of its weights, multiply-adds, latency.
 
-    python evals/efficiency.py runs/NAME...                                # a table
-    python evals/efficiency.py runs/* --csv costs.csv --figure costs.png   # its rows; bytes and latency against sparsity
-    python evals/efficiency.py costs.csv --figure costs.png                # the same figure, of rows measured before
+    python -m evals.efficiency RUN... --csv costs.csv       # best on an idle machine
+    python -m analysis.costs costs.csv --figure costs.png   # from which sparsity on each form pays, and a figure
 
 Forms of the same function in fp32: `dense`, model.pt as trained, zeros in place; `packed`, the same network from
 model_packed.npz; `csr`, its linear layers as CSR with 32-bit indices; `without_dead_units`, units that can't matter taken out
@@ -12,55 +11,42 @@ of it. On a GPU also `2:4`, fc1 in half precision with the two largest of each f
 import copy
 import json
 import os
-import sys
 import tempfile
-import time
+import timeit
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from matplotlib.ticker import LogLocator, NullFormatter
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import dqn_atari_prune
-import ppo_atari_prune
-from evals import games, storage
+from dqn_atari_prune import QNetwork
+from evals.common import load
+from ppo_atari_prune import Agent
+from prune_utils import storage
+from prune_utils.basics import UserError, check, exit_codes, say
+from prune_utils.device import cores, device_name, low_precision, uses_cuda
+from prune_utils.evaluation import multiply_adds
 
 BATCHES = (1, 64)
 ROUNDS = 10
-SIZES = [*list(storage.FORMATS)[1:], "zlib_of_dense", "zstd_of_dense", "packed"]
-NETWORKS = {"dqn": (dqn_atari_prune, dqn_atari_prune.QNetwork), "ppo": (ppo_atari_prune, ppo_atari_prune.Agent)}
-COLUMNS = {
-    "algorithm",
-    "arm",
-    "prune_type",
-    "sparsity",
-    "form",
-    "device",
-    "torch",
-    *(f"{name}_bytes" for name in SIZES),
-    "dense_bytes",
-}
 
 
 @dataclass
 class Args:
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """run folders, or CSV files that --csv wrote; at least one"""
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    """folders of finished runs"""
     calls: int = 200
     """timed forward passes of each form, batch size and number of threads, a multiple of 10; all forms in turn"""
     cuda: bool = True
     """measure on the GPU where there is one"""
     csv: Path | None = None
     """file for the rows of the table"""
-    figure: Path | None = None
-    """PNG or SVG: bytes on disk and latency against sparsity"""
 
 
 class CSRLinear(nn.Module):
@@ -68,8 +54,8 @@ class CSRLinear(nn.Module):
 
     def __init__(self, dense: nn.Linear):
         super().__init__()
-        self.register_buffer("bias", dense.bias.detach())
         self.register_buffer("weight", storage.csr(dense.weight.detach(), torch.int32))
+        self.register_buffer("bias", dense.bias.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.addmm(self.bias[:, None], self.weight, x.t()).t()
@@ -120,211 +106,96 @@ def with_two_of_four(network: nn.Module) -> nn.Module:
     return network
 
 
-def tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and biases of every layer by name, sparse ones included."""
-    layers = [(name, layer) for name, layer in network.named_children() if hasattr(layer, "bias")]
-    return {f"{name}.{kind}": getattr(layer, kind).detach() for name, layer in layers for kind in ("weight", "bias")}
-
-
 def resident_bytes(t: torch.Tensor) -> int:
     """Bytes of a tensor in memory, the indices of a sparse one included."""
     parts = (t.values(), t.crow_indices(), t.col_indices()) if t.layout == torch.sparse_csr else (t,)
     return sum(part.numel() * part.element_size() for part in parts)
 
 
-def milliseconds(function, repeats: int) -> float:
-    """Median of the times of a function."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times))
-
-
-def latencies(forms: dict[str, nn.Module], batch: int, calls: int, device: torch.device) -> dict[str, np.ndarray]:
-    """Microseconds of each of so many forward passes of each form, in turn round by round: what drifts, drifts for all."""
+def latencies(forms: dict[str, nn.Module], batch: int, calls: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each of so many forward passes of each form, in turn round by round: what drifts, drifts for all."""
     obs = torch.randint(256, (batch, 4, 84, 84), dtype=torch.uint8, device=device)
     times: dict[str, list[float]] = {name: [] for name in forms}
-    for round_ in range(-1, ROUNDS):  # the first warms up
+
+    @torch.inference_mode()
+    def forward(network: nn.Module) -> None:
+        network(obs)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    for warm in [False] + [True] * ROUNDS:
         for name, network in forms.items():
-            for _ in range(calls // ROUNDS):
-                began = time.perf_counter()
-                with torch.inference_mode():
-                    network(obs)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if round_ >= 0:
-                    times[name].append(1e6 * (time.perf_counter() - began))
-    return {name: np.array(us) for name, us in times.items()}
+            seconds = timeit.repeat(partial(forward, network), number=1, repeat=calls // ROUNDS)
+            times[name] += seconds if warm else []
+    return times
 
 
-def measure(folder: Path, args: Args) -> list[dict]:
-    """A row for each form of the network of a run folder."""
+def read(folder: Path) -> tuple[dict, nn.Module]:
+    """What a finished run is, and its network."""
+    keys = ("algorithm", "env_id", "arm", "prune_type", "effective_prune_rate", "seed", "sparsity")
     try:
         summary = json.loads((folder / "summary.json").read_text())
-        keys = ("algorithm", "env_id", "arm", "prune_type", "effective_prune_rate", "seed", "sparsity")
-        row = {key: summary[key] for key in keys}
-        script, network_class = NETWORKS[row["algorithm"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}/summary.json is not that of a run ({type(error).__name__}: {error})") from None
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    network, _ = games.load(script, network_class, folder, None)
-    row |= {"device": script.device_name(device.type), "torch": torch.__version__}
-    row |= {f"{name}_bytes": size for name, size in storage.storage_bytes(network.state_dict()).items()}
+        identity = {key: summary[key] for key in keys}
+        network_class = {"dqn": QNetwork, "ppo": Agent}[identity["algorithm"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"RUN must be the folder of a finished run, got {folder}: {type(error).__name__}: {error}") from None
+    return identity, load(folder, network_class)[0]
+
+
+def measure(identity: dict, network: nn.Module, calls: int, device: torch.device) -> list[dict]:
+    """A row for each form of a network."""
+    identity = identity | {"device": device_name(device.type), "torch": torch.__version__}
+    identity |= {f"{name}_bytes": size for name, size in storage.storage_bytes(network.state_dict()).items()}
     network = network.to(device)
-    forms = {"dense": network, "csr": with_csr(network), "without_dead_units": without_dead_units(network)}
-    rows = {name: row | {"form": name, "precision": "fp32"} for name in ("dense", "packed", "csr", "without_dead_units")}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, told in rows.items():
-            form = forms["dense" if name == "packed" else name]
-            weights, file = {key: t.cpu() for key, t in tensors(form).items()}, Path(scratch) / name
-            if name == "packed":
-                file = file.with_suffix(".npz")
-                file.write_bytes(storage.pack(weights))
-            else:
-                torch.save(weights, file)
-            told |= {
-                "file_bytes": file.stat().st_size,
-                "load_ms": milliseconds(lambda file=file: storage.load_weights(file), 20),
-            }
-            told["resident_bytes"] = sum(map(resident_bytes, weights.values()))
-            told["multiply_adds"] = games.multiply_adds(form)["dense"]
-            told["multiply_adds"] += sum(t.values().numel() for t in weights.values() if t.layout == torch.sparse_csr)
-            told["units"] = sum(len(t) for key, t in weights.items() if key.endswith("bias"))
+    forms = {"dense": network, "packed": network, "csr": with_csr(network), "without_dead_units": without_dead_units(network)}
+    rows = {}
+    for name, form in forms.items():
+        weights = {key: t.cpu() for key, t in form.state_dict().items()}
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / ("form.npz" if name == "packed" else "form.pt")
+            file.write_bytes(storage.pack(weights) if name == "packed" else storage.saved(weights, lambda t: t))
+            loads = timeit.repeat(partial(storage.load_weights, file), number=1, repeat=20)
+            sizes = {"file_bytes": file.stat().st_size, "load_ms": 1e3 * np.median(loads)}
+        sizes |= {"resident_bytes": sum(map(resident_bytes, weights.values())), "multiply_adds": multiply_adds(form)["dense"]}
+        sizes["multiply_adds"] += sum(t.values().numel() for t in weights.values() if t.layout == torch.sparse_csr)
+        sizes["units"] = sum(len(t) for key, t in weights.items() if key.endswith("bias"))
+        rows[name] = identity | {"form": name, "precision": "fp32"} | sizes
+    del forms["packed"]  # in memory it is the dense one
     if device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0) and len(network.fc1.weight) % 64 == 0:
-        half = script.working_copy(network, torch.float16)
+        half = low_precision(network, torch.float16)
         forms |= {"dense, fp16": half, "2:4, fp16": with_two_of_four(half)}  # timed only
-        rows |= {name: row | {"form": name, "precision": "fp16"} for name in ("dense, fp16", "2:4, fp16")}
-    for threads in sorted({1, len(os.sched_getaffinity(0))} if device.type == "cpu" else {1}):
+        rows |= {name: identity | {"form": name, "precision": "fp16"} for name in ("dense, fp16", "2:4, fp16")}
+    for threads in sorted({1, cores()} if device.type == "cpu" else {1}):
         torch.set_num_threads(threads)
         for batch in BATCHES:
-            for name, us in latencies(forms, batch, args.calls, device).items():
-                quartiles = np.percentile(us, (50, 25, 75)).round(1)
+            for name, seconds in latencies(forms, batch, calls, device).items():
+                quartiles = (1e6 * np.percentile(seconds, (50, 25, 75))).round(1)
                 rows[name] |= zip((f"us_{batch}x{threads}{q}" for q in ("", "_q25", "_q75")), quartiles, strict=True)
     return list(rows.values())
 
 
-def timed(rows: pd.DataFrame) -> dict[str, str]:
-    """The columns of median latencies, and what to call them."""
-    columns = [c.removeprefix("us_").split("x") for c in rows if c.startswith("us_") and "_q" not in c]
-    return {f"us_{batch}x{n}": f"batch {batch}, {n} thread{'s' * (n != '1')}" for batch, n in columns}
-
-
-def table(rows: pd.DataFrame) -> str:
-    """The rows as Markdown: sizes in kB, latencies as medians with their quartiles in microseconds."""
-
-    def cells(name: str, spec: str, scale: float = 1) -> list[str]:
-        return ["" if pd.isna(x) else format(x / scale, spec) for x in rows[name]]
-
-    shown = {"run": rows.algorithm + " " + rows.arm, "sparsity": cells("sparsity", ".2f"), "form": rows.form}
-    shown |= {f"{name}, kB": cells(f"{key}_bytes", ",.0f", 1e3) for key, name in (("file", "file"), ("resident", "memory"))}
-    shown |= {"load, ms": cells("load_ms", ".1f"), "units": cells("units", ".0f")}
-    shown["multiply-adds, millions"] = cells("multiply_adds", ".2f", 1e6)
-    for column, name in timed(rows).items():
-        parts = [cells(f"{column}{q}", ".0f") for q in ("", "_q25", "_q75")]
-        shown[f"us, {name}"] = [f"{a} ({b}-{c})" if a else "" for a, b, c in zip(*parts, strict=True)]
-    return games.markdown(pd.DataFrame(shown))
-
-
-def crossings(rows: pd.DataFrame) -> str:
-    """As Markdown: the sparsity from which on each format is smaller than the dense file, and CSR layers are faster."""
-    told: dict[str, dict[str, str]] = {}
-    for label, arms in curves(rows):
-        dense = medians(arms, "dense")
-        ratios = {f"file as {name.replace('_', ' ')}": dense[f"{name}_bytes"] / dense.dense_bytes for name in SIZES}
-        csr = medians(arms, "csr")
-        ratios |= {f"CSR layers, {name}": csr[column] / dense[column] for column, name in timed(rows).items()}
-        told["smaller or faster than dense from this sparsity on"] = {name: name for name in ratios}
-        told[label] = {
-            name: "never" if (least := storage.crossing(ratio.index, ratio)) is None else f"{least:.2f}"
-            for name, ratio in ratios.items()
-        }
-    return games.markdown(pd.DataFrame(told)) if told else "no pruned run: nothing to tell from which sparsity on what pays\n"
-
-
-def medians(arms: pd.DataFrame, form: str) -> pd.DataFrame:
-    """By sparsity, of all runs of a form."""
-    return arms[arms.form == form].groupby("sparsity").median(numeric_only=True)
-
-
-def curves(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Each algorithm and criterion, and each device where there are several, with its arms and the unpruned ones."""
-    found = []
-    for (device, algorithm), part in rows.groupby(["device", "algorithm"]):
-        for kind in [kind for kind in ("l1", "random") if (part.prune_type == kind).any()]:
-            label = f"{algorithm}, {kind}" + f", {device}" * (rows.device.nunique() > 1)
-            found.append((label, part[part.prune_type.isin(["none", kind])]))
-    return found
-
-
-def figure(rows: pd.DataFrame, path: Path) -> None:
-    """Against sparsity: bytes of each format as shares of the dense file, and latencies as shares of that of the same run."""
-    names = timed(rows)
-    figure, axes = plt.subplots(1, 1 + len(names), figsize=(3.6 * (1 + len(names)), 4.2), layout="constrained")
-    criterion = "l1" if (rows.prune_type == "l1").any() else "random"
-    dense = medians(rows[rows.prune_type.isin(["none", criterion])], "dense")
-    fine = np.linspace(dense.index[0], dense.index[-1], 200)
-    for k, name in enumerate(SIZES):
-        shares = dense[f"{name}_bytes"] / dense.dense_bytes
-        axes[0].plot(fine, np.interp(fine, dense.index, shares), color=f"C{k}", lw=1)  # straight in bytes, bent on this axis
-        axes[0].plot(dense.index, shares, "svo^<>Pd"[k], color=f"C{k}", ms=4, label=name.replace("_", " "))
-    axes[0].set(yscale="log", title=f"file of {criterion} arms / dense file", xlabel="sparsity")
-    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes[0].yaxis.set_major_formatter("{x:g}")
-    axes[0].yaxis.set_minor_formatter(NullFormatter())
-    axes[0].legend(fontsize=7)
-    for ax, (column, name) in zip(axes[1:], names.items(), strict=True):
-        for k, (label, arms) in enumerate(curves(rows)):
-            for form, line, colours in (("csr", "-", "Blues"), ("without_dead_units", "--", "Oranges")):
-                ratio = medians(arms, form)[column] / medians(arms, "dense")[column]
-                style = {"color": plt.get_cmap(colours)(0.4 + 0.15 * k), "ls": line, "marker": "osDv^P<X>*"[k % 10], "ms": 4}
-                ax.plot(ratio.index, ratio, label=f"{form.replace('_', ' ')}: {label}", **style)
-        ax.set(title=f"latency / dense, {name}", xlabel="sparsity", ylim=(0, 1.05 * max(1.0, ax.get_ylim()[1])))
-    for ax in axes:
-        ax.axhline(1, color="black", lw=0.8)
-    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=7)
-    plt.savefig(path, dpi=150)
-
-
-def read(path: Path, args: Args) -> list[dict]:
-    """The rows of a run folder, measured, or of a CSV file that --csv wrote."""
-    if (path / "summary.json").is_file():
-        return measure(path, args)
-    rows = pd.read_csv(path) if path.is_file() and path.suffix == ".csv" else pd.DataFrame()
-    if not len(rows) or not set(rows) >= COLUMNS or rows[list(COLUMNS)].isna().any(axis=None):
-        raise ValueError(f"runs must be folders of finished runs, or CSV files of --csv, got {path}")
-    return rows.to_dict("records")
-
-
-def main(args: Args) -> None:
-    if not args.runs:
-        raise ValueError("runs must be at least one run folder or CSV file, got none")
-    if args.calls < ROUNDS or args.calls % ROUNDS:
-        raise ValueError(f"--calls must be a multiple of {ROUNDS}, at least that, got {args.calls}")
-    for option, out in (("csv", args.csv), ("figure", args.figure)):  # not after minutes of measuring
-        if out and (out.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK)):
-            raise ValueError(f"--{option} must be a file in a folder that can be written, got {out}")
-    if args.figure and args.figure.suffix not in (".png", ".svg"):
-        raise ValueError(f"--figure must end in .png or .svg, got {args.figure}")
-    if os.getloadavg()[0] > 0.5 and any(path.is_dir() for path in args.runs):
-        print(f"warning: other processes are at work (load {os.getloadavg()[0]:.1f}): latencies will show it", file=sys.stderr)
-    rows = []
-    for path in args.runs:
-        rows += read(path, args)
-        print(f"read {path}", file=sys.stderr)
-    frame = pd.DataFrame(rows)
-    where = ", ".join(f"{device}, torch {version}" for device, version in frame.groupby(["device", "torch"]).groups)
-    print(f"{where}; fp32 but where a form says fp16; latency: median (quartiles)\n", table(frame), crossings(frame), sep="\n")
-    if args.csv:
-        frame.to_csv(args.csv, index=False)
-    if args.figure:
-        figure(frame, args.figure)
+def main() -> None:
+    with exit_codes():
+        args = tyro.cli(Args, prog="python -m evals.efficiency", description=__doc__)
+        check(args.calls >= ROUNDS and args.calls % ROUNDS == 0, "calls", f"be a multiple of {ROUNDS}", args.calls)
+        writable = args.csv is None or (os.access(args.csv.parent, os.W_OK | os.X_OK) and not args.csv.is_dir())
+        check(writable, "csv", "be a file in a folder that can be written", args.csv)
+        if not args.runs:
+            raise UserError("RUN must be at least one run folder, got none")
+        runs = {folder: read(folder) for folder in args.runs}  # a wrong folder is told before minutes of measuring
+        device, rows = torch.device("cuda" if uses_cuda(args.cuda) else "cpu"), []
+        if os.getloadavg()[0] > 0.5:
+            say(f"other processes are at work (load {os.getloadavg()[0]:.1f}): latencies will show it", error=True)
+        for folder, (identity, network) in runs.items():
+            rows += measure(identity, network, args.calls, device)
+            say(f"measured {folder}", error=True)
+        table = pd.DataFrame(rows)
+        if args.csv:
+            table.to_csv(args.csv, index=False)
+        shown = table.filter(regex="^(algorithm|arm|sparsity|form|file.*|load.*|resident.*|multiply.*|units|us_[^_]*)$")
+        print(f"{rows[0]['device']}, torch {torch.__version__}; us_AxB: median microseconds of a batch of A with B threads")
+        print(shown.round(2).to_string(index=False, na_rep=""))
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    main()

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# A small PPO and a small DQN on SpaceInvaders, side by side, half of each network cut away midway, and one table of both; then
-# ten games of an agent that had the same cut in a training of 2M steps.
+# Train a small PPO and a small DQN on SpaceInvaders side by side, prune half of each network midway, and print one table of
+# both. Then an agent that was pruned in the same way, in a training of 2M steps, plays ten games.
 # Needs python3 (3.11 or newer) with venv, two cores and about 5 minutes, installation included; no GPU.
-#   scripts/quickstart.sh               install, train, print the table, play; once both are finished: table and games
-#   scripts/quickstart.sh --overwrite   train anew; further options go to both trainings
+#   scripts/quickstart.sh               install, train, print the table, play; trains nothing that is finished
+#   scripts/quickstart.sh --overwrite   train anew; options go to both trainings
 #   DRY_RUN=1 scripts/quickstart.sh     print the two training commands
+# Environment variables: DRY_RUN=0
 set -euo pipefail
+[[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 cd "$(dirname "$0")/.."
 
 python=.venv/bin/python
@@ -14,7 +16,7 @@ ppo=("$python" ppo_atari_prune.py --run-name quickstart_ppo --total-timesteps 24
 dqn=("$python" dqn_atari_prune.py --run-name quickstart_dqn --total-timesteps 11000 --learning-starts 1000
   --buffer-size 11000 --exploration-fraction 0.4 "${common[@]}")
 
-if [[ "${DRY_RUN:-0}" == 1 ]]; then
+if [[ ${DRY_RUN:-0} == 1 ]]; then
   printf '%q ' "${ppo[@]}" && echo
   printf '%q ' "${dqn[@]}" && echo
   exit
@@ -24,8 +26,8 @@ fi
 echo "installing requirements.txt into .venv"
 "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 
-# On a terminal each has a progress bar (tqdm reads its place from the environment), elsewhere a line a minute.
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # a background process does not hear Ctrl-C
+# On a terminal each has a progress bar (tqdm reads its place from the environment), elsewhere a line per minute.
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # Ctrl-C does not reach a background process
 echo "training PPO and DQN side by side"
 TQDM_DESC=ppo TQDM_POSITION=0 "${ppo[@]}" > >(sed -u "s/^/ppo: /") &
 ppo_pid=$!
@@ -38,10 +40,11 @@ wait "$dqn_pid" || { failed=$? && echo "error: the DQN run failed (exit $failed)
 ((failed == 0)) || exit "$failed"
 
 echo
-"$python" scripts/table.py runs/quickstart_ppo runs/quickstart_dqn
+"$python" -m analysis.table runs/quickstart_ppo runs/quickstart_dqn
 echo
-echo "Returns of so short a run are near chance: random play scores 153. The curves: .venv/bin/tensorboard --logdir runs"
+echo "Runs as short as these learn next to nothing: random play scores 153 here, and holding FIRE about 270."
+echo "The curves: .venv/bin/tensorboard --logdir runs"
 
 echo
-echo "An agent of 2M steps that lost half of its weights at 1M plays 10 games (in 100 it scored 445, random play 153):"
-"$python" evals/ppo_eval.py results/agents/ppo_l1-0.5_s1 --out runs/quickstart_agent.csv
+echo "An agent of 2M steps that lost half of its weights at 1M plays 10 games (its mean over 100 games: 445):"
+"$python" -m evals.ppo_eval results/agents/ppo_l1-0.5_s1 --out runs/quickstart_agent.csv

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# A sweep on a cluster, as Slurm job arrays: the dense runs, and for each of them its arms, which wait until it has ended well.
-#   SEEDS="1 2 3" scripts/slurm.sh scripts/sweep_ppo.sh --num-threads 4 --track      SEEDS, RATES, ... as in the sweep
+# Run a sweep on a Slurm cluster as two job arrays: the dense runs to their cuts, then everything from there on.
+#   SEEDS="1 2 3" scripts/slurm.sh scripts/sweep_ppo.sh --num-threads 4 --track
 #   SBATCH="--partition=gpu --gres=gpu:1 --cpus-per-task=4 --time=8:00:00" scripts/slurm.sh scripts/sweep_dqn.sh
-# SBATCH goes to every sbatch. A job that is preempted, requeued or out of time gets SIGTERM, writes its checkpoint and goes on
-# when it is started again; submit the same command again for what failed. RUNS_DIR must be on a disk that all nodes share.
+# The second array starts when every dense run has ended. An arm whose dense run failed fails too; the others are trained.
+# A job that is preempted, requeued or out of time writes a checkpoint and resumes when it is started again. Submit the same
+# command again for what failed; nothing is repeated.
+# Environment variables: SBATCH (options of every sbatch), RUNS_DIR (on a disk that all nodes share) and those of the sweep,
+# which scripts/sweep.sh --help lists.
 set -euo pipefail
-(($# > 0)) || { sed -n '2,6s/^# //p' "$0" >&2 && exit 2; }
+[[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
+(($# > 0)) || { sed -n '2,/^set/s/^# //p' "$0" >&2 && exit 2; }
 cd "$(dirname "$0")/.."
 
 export RUNS_DIR=${RUNS_DIR:-runs}
@@ -16,7 +20,7 @@ echo "$commands" >"$list"
 
 # submit LINES [option of sbatch]...: an array with a job for each of these lines of the list. Prints its id.
 submit() {
-  # shellcheck disable=SC2086 # words on purpose
+  # shellcheck disable=SC2086 # SBATCH is a list of words
   sbatch --parsable --array="$1" --job-name=atari-prune --output="$RUNS_DIR/slurm-%A_%a.log" --requeue --open-mode=append \
     --signal=B:TERM@60 "${@:2}" ${SBATCH:-} <<TASK
 #!/usr/bin/env bash
@@ -25,12 +29,9 @@ eval "exec \$(sed -n "\${SLURM_ARRAY_TASK_ID}p" $(printf '%q' "$list"))"
 TASK
 }
 
-lines() { grep -nF -- "$1" "$list" | cut -d: -f1 | paste -sd,; }
-dense=$(grep -vnF -- --fork-from "$list" | cut -d: -f1)
-job=$(submit "$(paste -sd, <<<"$dense")")
-echo "dense runs: job $job"
-for line in $dense; do
-  name=$(sed -n "${line}p" "$list" | grep -oP -- '--run-name \K\S+')
-  arms=$(lines "--fork-from $(printf %q "$RUNS_DIR/$name") ")
-  echo "arms of $name: job $(submit "$arms" --dependency="afterok:${job}_$line" --kill-on-invalid-dep=yes)"
-done
+to_cut=$(grep -ne ' --until-cut$' "$list" | cut -d: -f1 | paste -sd,)
+to_end=$(grep -nve ' --until-cut$' "$list" | cut -d: -f1 | paste -sd,)
+job=$(submit "$to_cut")
+echo "dense runs to their cuts: job $job"
+# afterany, not afterok: one dense run that failed must not hold back the arms of the others
+echo "everything from there on: job $(submit "$to_end" --dependency="afterany:${job%%;*}")"

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Upload offline W&B runs; the torn files of killed runs are mended first, and a run that still writes is named and left alone.
-# Exits 1 if any fails, and says which.
+# Upload offline W&B runs. Files that a kill has torn are mended first. A run that still trains is named and left alone.
 #   scripts/sync_wandb.sh                  all runs in runs/
 #   scripts/sync_wandb.sh runs/NAME...     these
-# Needs a key (`wandb login` or WANDB_API_KEY). What is uploaded is marked (.synced), and not sent again.
+# Needs a key (`wandb login` or WANDB_API_KEY). What is uploaded is marked (.synced) and not sent again. Exit code 1: some runs
+# could not be uploaded; they are named. Environment variables: PYTHON=.venv/bin/python and those of W&B.
 set -euo pipefail
-python=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
+[[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 scripts=$(dirname "$0")
+python=${PYTHON:-$scripts/../.venv/bin/python}
 shopt -s nullglob
 (($# > 0)) || set -- runs/*/
 
-# Half a minute of trying is enough to say that there is no server; by default it takes many.
+# Half a minute of trying is enough to say that there is no server; by default it takes many minutes.
 export WANDB_X_GRAPHQL_RETRY_MAX=${WANDB_X_GRAPHQL_RETRY_MAX:-4} WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS=5
 failed=0
 for folder in "$@"; do
@@ -24,11 +25,12 @@ for folder in "$@"; do
     ((${#files[@]} > 0)) && [[ ! -e ${files[0]}.synced ]] || continue
     "$python" "$scripts/mend_wandb.py" "${files[@]}"
     (($(stat -c %s "${files[0]}") > 7)) || continue # killed at its start: a header, and nothing to send
-    # it exits 0 whatever happened, but prints what went wrong
-    if said=$("$python" -m wandb sync "$run" 2>&1) && ! grep -qiE 'error|fail|unable' <<<"$said" && [[ -e ${files[0]}.synced ]]; then
+    # `wandb sync` exits 0 whatever happens, but it prints what went wrong
+    if output=$("$python" -m wandb sync "$run" 2>&1) && ! grep -qiE 'error|fail|unable' <<<"$output" &&
+      [[ -e ${files[0]}.synced ]]; then
       echo "synced $run"
     else
-      echo "$said" >&2
+      echo "$output" >&2
       echo "error: not synced: $run" >&2
       failed=1
     fi

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Lint, shell checks and all tests, in a .venv that is made if there is none. Needs python3 (3.11 or newer) with venv; no GPU.
 #   scripts/test.sh                 everything
-#   scripts/test.sh -k mask -x      further arguments go to pytest
+#   scripts/test.sh -k mask -x      arguments go to pytest
 set -euo pipefail
+[[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 cd "$(dirname "$0")/.."
 
 python=.venv/bin/python
-shell_files=(scripts/*.sh tests/*.sh .ci/run)
+shopt -s nullglob
+shell_files=(scripts/*.sh tests/*.sh checks/*.sh .ci/run)
 
 if [[ $(id -u) == 0 ]] && ! command -v slurmctld >/dev/null && command -v apt-get >/dev/null; then
-  echo "installing Slurm, which the test of scripts/slurm.sh starts for itself; without it that test is skipped"
+  echo "installing Slurm for the test of scripts/slurm.sh, which is skipped without it"
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm; } >/dev/null || true
 fi
 [[ -x .venv/bin/pip ]] || python3 -m venv .venv
@@ -19,5 +21,6 @@ fi
 "$python" -m ruff format --check
 for file in "${shell_files[@]}"; do bash -n "$file"; done
 .venv/bin/shellcheck "${shell_files[@]}"
-# a process a core, with one thread each, and one more, since some tests wait
+"$python" -m checks.docs
+# one process per core, with one thread each, and one more, since some tests wait
 OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses="$(($(nproc) + 1))" --dist=worksteal --durations=10 "$@"

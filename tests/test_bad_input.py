@@ -4,13 +4,19 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+import docstring_parser
 import pytest
+import torch
 
-from tests.conftest import SCRIPTS, SMALL
+from prune_utils import device
+from prune_utils.basics import GROUPS, UserError, parse_options
+from tests.conftest import SCRIPTS, flags
 
 ROOT = Path(__file__).resolve().parents[1]
+NAME = "be 1 to 200 of the characters [A-Za-z0-9_.-], and no dot first"
 BOTH = [
     ("env_id", "NoSuchGame-v4", "be an Atari id that Gymnasium knows"),
     ("env_id", "CartPole-v1", "be an Atari game"),
@@ -28,12 +34,17 @@ BOTH = [
     ("hidden_size", 0, "be at least 1"),
     ("eval_episodes", -1, "be at least 0"),
     ("num_threads", -1, "be at least 0"),
-    ("run_name", "../elsewhere", "use only [A-Za-z0-9_.-], and no dot first"),
-    ("run_name", "", "use only [A-Za-z0-9_.-], and no dot first"),
+    ("checkpoint_minutes", -1.0, "be at least 0"),
+    ("checkpoint_minutes", float("nan"), "be at least 0"),
+    ("fork_seed", 1, "be at least 0 and come with --fork-from"),
+    ("until_cut", True, "come with --prune-type none and without --fork-from"),
+    ("run_name", "../elsewhere", NAME),
+    ("run_name", "", NAME),
+    ("run_name", "x" * 201, NAME),
 ]
 DQN = [
-    ("buffer_size", 31, "hold a minibatch and 8 transitions a game (64)"),
-    ("buffer_size", 10**12, "fit into the memory of this machine"),
+    ("buffer_size", 31, "hold a minibatch and 8 transitions per game (64)"),
+    ("buffer_size", 10**12, "fit into the memory here"),
     ("learning_starts", 2_000_000, "be at least --num-envs (8) and below --total-timesteps (2000000)"),
     ("learning_starts", 7, "be at least --num-envs (8) and below"),
     ("batch_size", 0, "be at least 1"),
@@ -41,11 +52,12 @@ DQN = [
     ("target_network_frequency", 0, "be at least 1"),
     ("tau", 0.0, "lie in (0, 1]"),
     ("end_e", 1.1, "lie in [0, 1]"),
+    ("eval_epsilon", -0.01, "lie in [0, 1]"),
     ("exploration_fraction", 0.0, "lie in (0, 1]"),
 ]
 PPO = [
     ("num_minibatches", 3, "divide a rollout of num_envs * num_steps = 1024 agent steps"),
-    ("num_minibatches", 1024, "leave two agent steps a minibatch, or more, with --norm-adv"),
+    ("num_minibatches", 1024, "leave at least two agent steps per minibatch, with --norm-adv"),
     ("total_timesteps", 1023, "hold one rollout (1024 agent steps)"),
     ("num_steps", 0, "be at least 1"),
     ("update_epochs", 0, "be at least 1"),
@@ -60,36 +72,93 @@ CASES = [(a, *case) for a in ("dqn", "ppo") for case in BOTH] + [("dqn", *c) for
 
 @pytest.mark.parametrize(("algorithm", "option", "value", "rule"), CASES)
 def test_a_wrong_value_is_refused_with_its_flag_rule_and_value_before_anything_is_built(algorithm, option, value, rule):
-    script = SCRIPTS[algorithm]
     flag = option.replace("_", "-")
-    with pytest.raises(script.UserError, match=f"^--{flag} must .*{re.escape(rule)}.*got {re.escape(str(value))}") as caught:
-        script.Args(**{option: value})
+    with pytest.raises(UserError, match=f"^--{flag} must .*{re.escape(rule)}.*got {re.escape(str(value))}") as caught:
+        SCRIPTS[algorithm].Args(**{option: value})
     assert "\n" not in str(caught.value)
 
 
-def command(*words, cwd: Path) -> subprocess.CompletedProcess:
-    script = [sys.executable, str(ROOT / "ppo_atari_prune.py")]
-    return subprocess.run([*script, *words], cwd=cwd, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+def test_a_fork_is_no_dense_run_that_could_end_at_its_cut_and_its_seed_is_at_least_0():
+    with pytest.raises(UserError, match=r"^--until-cut must come with --prune-type none and without --fork-from, got True$"):
+        SCRIPTS["ppo"].Args(prune_type="none", fork_from="runs/dense", until_cut=True)
+    with pytest.raises(UserError, match=r"^--fork-seed must be at least 0 and come with --fork-from, got -1$"):
+        SCRIPTS["ppo"].Args(fork_from="runs/dense", fork_seed=-1)
 
 
 def test_the_command_line_shows_a_wrong_value_without_a_traceback_exits_2_and_writes_nothing(tmp_path):
-    done = command("--prune-rate", "1.0", cwd=tmp_path)
-    assert done.returncode == 2 and "--prune-rate must lie in [0, 1), got 1.0" in done.stderr
-    assert "Traceback" not in done.stderr and done.stdout == "" and not any(tmp_path.iterdir())
+    command = [sys.executable, str(ROOT / "ppo_atari_prune.py"), "--prune-rate", "1.0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and not any(tmp_path.iterdir())
+    assert done.stderr == "error: --prune-rate must lie in [0, 1), got 1.0\n"
 
 
-def test_a_run_folder_that_cannot_be_written_is_one_line_and_exit_2(tmp_path):
+def test_a_run_folder_that_cannot_be_written_is_one_line_and_exit_2(tmp_path, monkeypatch, main, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("not a folder")
-    done = command("--runs-dir", "file/runs", cwd=tmp_path)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert done.returncode == 2 and "Traceback" not in done.stderr and [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert len(lines) == 1 and lines[0].startswith("error: --runs-dir must be a folder that can be written, got file/runs/")
+    assert main("ppo", {"runs_dir": "file/runs", "cuda": False}) == 2 and [p.name for p in tmp_path.iterdir()] == ["file"]
+    output = capsys.readouterr()
+    assert output.out == "" and len(output.err.splitlines()) == 1
+    assert output.err.startswith("error: --runs-dir must be a folder that can be written, got file/runs/")
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_help_begins_with_what_the_script_does_and_shows_every_option_in_a_group_with_its_text(algorithm, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")  # wider ones get two columns
+    script = SCRIPTS[algorithm]
+    with pytest.raises(SystemExit, match="0"):
+        parse_options(script.Args, script.__doc__, ["--help"])
+    usage, text = capsys.readouterr().out.split("\n\n", 1)
+    assert usage.startswith("usage: ") and text.startswith(script.__doc__.splitlines()[0] + "\n")
+    shown, title = {}, ""
+    for line in text.splitlines():  # in boxes, where a terminal can show them
+        if heading := re.fullmatch(r"\W*(\S+) options\W*", line):
+            title = heading[1]
+        if flag := re.match(r"(?:│ |  )--([a-z-]+)", line):
+            shown.setdefault(title, set()).add(flag[1].replace("-", "_"))
+    options = {field.name for field in fields(script.Args)}
+    grouped = {title.replace("_", "-"): set(names.split()) for title, names in GROUPS.items()}
+    assert shown == {"algorithm": options - set().union(*grouped.values())} | grouped
+    assert {"learning_rate", "gamma", "total_timesteps", "num_envs"} < shown["algorithm"]
+    assert {"prune_type", "prune_rate", "prune_at", "prune_scope", "prune_bias"} == shown["pruning"]
+    words = " ".join(text.replace("│", " ").split())
+    texts = docstring_parser.parse_from_object(script.Args).params
+    assert len(texts) == len(options) and not [t.arg_name for t in texts if " ".join(t.description.split()) not in words]
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_the_command_line_gives_each_option_its_name_default_and_type(algorithm):
+    script = SCRIPTS[algorithm]
+    assert parse_options(script.Args, "", []) == script.Args()
+    other = {
+        "prune_rate": 0.25,
+        "prune_bias": False,
+        "run_name": "r",
+        "num_envs": 2,
+        "prune_scope": "global",
+        "until_cut": True,
+    }
+    other |= {"prune_type": "none", "total_timesteps": 90_000}
+    assert parse_options(script.Args, "", flags(other)) == script.Args(**other)
 
 
 def test_cuda_wanted_where_there_is_none_is_no_error_but_a_line(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    script = SCRIPTS["dqn"]
-    assert script.resolve(script.Args(**SMALL["dqn"], cuda=True), {})["device"] == "cpu"
+    assert device.resolve(cuda=True, precision="fp32", num_threads=1, recorded={})["device"] == "cpu"
     assert capsys.readouterr().err == "no CUDA device: training on the CPU\n"
-    script.resolve(script.Args(**SMALL["dqn"], cuda=False), {})
+    device.resolve(cuda=False, precision="fp32", num_threads=1, recorded={})
     assert capsys.readouterr().err == ""
+
+
+def test_precision_auto_is_bf16_on_a_cpu_that_computes_in_it_and_fp32_elsewhere(monkeypatch):
+    for has_bf16, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        assert device.resolve(cuda=False, precision="auto", num_threads=1, recorded={})["precision"] == precision
+
+
+def test_many_threads_on_cores_that_are_busy_are_a_hint_and_one_thread_is_none(capsys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    for load, threads, hint in ((0.0, 8, False), (device.cores(), 8, True), (device.cores(), 1, False)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        device.configure(threads, deterministic=True)
+        told = capsys.readouterr().err
+        assert told == "other processes keep the cores busy: --num-threads 1 may be faster than 8 threads\n" * hint

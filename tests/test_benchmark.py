@@ -1,24 +1,31 @@
-"""The benchmark measures real runs; here that its table holds together, never how fast anything is."""
+"""The benchmark measures real runs; here that its tables hold together, never how fast anything is."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from scripts.benchmark import bound, watched
+from checks.benchmark import compare, watch
+from checks.step_parts import bound
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_benchmark_runs_programs_in_turn_and_saves_rows_ratios_and_the_share_of_the_bound(tmp_path):
-    words = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--algorithms", "ppo", "--programs", "ours", "sb3"]
-    words += ["--rounds", "2", "--steps", "1024", "--num-envs", "2", "--num-threads", "1", "--seconds", "1"]
-    done = subprocess.run([*words, "--json", str(tmp_path / "b.json")], capture_output=True, text=True)
+def benchmark(tmp_path: Path, *words: str) -> tuple[dict, str]:
+    """What the benchmark of short PPO runs saves and prints."""
+    command = [sys.executable, "-m", "checks.benchmark", "--algorithms", "ppo", "--json", str(tmp_path / "b.json")]
+    command += ["--steps", "1024", "--num-envs", "2", "--num-threads", "1", "--seconds", "1", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    saved = json.loads((tmp_path / "b.json").read_text())
+    return json.loads((tmp_path / "b.json").read_text()), done.stdout
+
+
+def test_the_benchmark_runs_programs_in_turn_and_saves_rows_ratios_and_the_share_of_the_bound(tmp_path):
+    saved, printed = benchmark(tmp_path, "--programs", "ours", "sb3", "--rounds", "2")
     table = pd.DataFrame(saved["rows"])
     assert table.program.tolist() == ["ours", "sb3", "ours", "sb3"] and table.repetition.tolist() == [1, 1, 2, 2]
     assert (table.steps_per_second > 0).all() and (table.peak_ram_bytes > 1e8).all()
@@ -27,7 +34,38 @@ def test_the_benchmark_runs_programs_in_turn_and_saves_rows_ratios_and_the_share
     for us, row in zip(saved["bounds"], saved["rows"][::2], strict=True):
         assert us["step"] == pytest.approx(2 / row["steps_per_second"] * 1e6, rel=1e-3) and min(us["mask"], us["update"]) > 0
         assert us["bound / step"] == us["bound"] / us["step"] and us["mask / update"] == us["mask"] / us["update"]
-    assert "median ratio to sb3" in done.stdout
+    assert "median ratio to sb3" in printed
+
+
+def test_an_earlier_checkout_is_measured_in_turn_with_this_one_alone_and_side_by_side_and_so_is_its_start(tmp_path):
+    saved, printed = benchmark(tmp_path, "--programs", "ours", "old", "--old", str(ROOT), "--jobs", "1", "2", "--rounds", "1")
+    measured = [(row["program"], row["side_by_side"]) for row in saved["rows"]]
+    assert measured == [("ours", 1), ("old", 1), ("ours", 2), ("old", 2)] and saved["bounds"] == []
+    for ours, old in (saved["rows"][:2], saved["rows"][2:]):
+        row = next(r for r in saved["table"] if (r["program"], r["side_by_side"]) == ("ours", ours["side_by_side"]))
+        assert row["ratio of medians"] == pytest.approx(ours["steps_per_second"] / old["steps_per_second"])
+    assert 1 < saved["rows"][0]["start_up_seconds"] < 300 and "start_up_seconds" in saved["rows"][1]
+    assert "from the start of a process" in printed
+
+
+def test_ratios_are_of_one_round_with_as_many_runs_side_by_side():
+    # old alone 100, 200, 400, two side by side 50; ours alone 110, 180, 400, two side by side 60
+    speeds = {("old", 1): [100, 200, 400], ("old", 2): [50] * 3, ("ours", 1): [110, 180, 400], ("ours", 2): [60] * 3}
+    rows = [
+        {"algorithm": "dqn", "program": program, "side_by_side": jobs, "repetition": k, "speed": speed, "start": np.nan}
+        for (program, jobs), each in speeds.items()
+        for k, speed in enumerate(each)
+    ]
+    table = compare(pd.DataFrame(rows), "speed", "old")
+    alone, together = table.loc[("dqn", "ours", 1)], table.loc[("dqn", "ours", 2)]
+    # 1.1, 0.9, 1: round by round; 180 / 200: of the medians
+    assert alone[["median ratio to old", "min ratio to old", "max ratio to old"]].tolist() == pytest.approx([1, 0.9, 1.1])
+    assert alone["ratio of medians"] == 0.9 and together["ratio of medians"] == together["min ratio to old"] == 1.2
+    # CleanRL has no two runs side by side: two of ours are compared with one of it
+    rows = [row | {"program": {"old": "cleanrl"}.get(row["program"], "ours")} for row in rows]
+    rows = [row for row in rows if (row["program"], row["side_by_side"]) != ("cleanrl", 2)]
+    # 60 / 100, 60 / 200, 60 / 400
+    assert compare(pd.DataFrame(rows), "speed", "cleanrl").loc[("dqn", "ours", 2), "median ratio to cleanrl"] == 0.3
 
 
 def test_the_bound_is_the_parts_in_turn_but_for_a_dqn_whose_emulator_steps_while_the_gpu_learns():
@@ -38,4 +76,4 @@ def test_the_bound_is_the_parts_in_turn_but_for_a_dqn_whose_emulator_steps_while
 
 def test_a_program_that_dies_is_reported_with_its_last_lines():
     with pytest.raises(SystemExit, match=r"no steps came from (.|\n)*no such game"):
-        watched([sys.executable, "-c", "raise SystemExit('no such game')"], {}, "^SPS", 100, 1.0)
+        watch([sys.executable, "-c", "raise SystemExit('no such game')"], {}, "^SPS", 100, 1.0)

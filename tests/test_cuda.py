@@ -2,15 +2,79 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn as nn
 
-from scripts.kill_runs import bits
+from checks.kill_runs import bits
+from dqn_atari_prune import mask_gradients
+from prune_utils.device import PreallocatedAdam, fold_convolutions, graphed, low_precision
 from tests.conftest import SCRIPTS, SMALL, flags, summary
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 both = pytest.mark.parametrize("algorithm", SCRIPTS)
+
+
+def eager(device: torch.device, changes: tuple = ()) -> Callable:
+    """`graphed` without graphs: the function itself, as on a CPU."""
+    return graphed(torch.device("cpu"), changes)
+
+
+def test_a_captured_function_does_what_it_does_eagerly_and_warming_it_up_changes_nothing():
+    """Weights, moments and random numbers of three calls, whose graphs are captured anew for new constants."""
+    ends = []
+    for decorator in (graphed, eager):
+        torch.manual_seed(0)
+        network = nn.Linear(16, 16).cuda()
+        optimizer = PreallocatedAdam(network.parameters(), lr=1e-2, eps=1e-8)
+        generator, total = torch.Generator("cuda").manual_seed(1), torch.zeros(1, device="cuda")
+        masks: dict[str, torch.Tensor] = {}
+
+        @decorator(torch.device("cuda"), changes=(network, optimizer, generator, total))
+        def learn(scale: int, network=network, optimizer=optimizer, generator=generator, total=total, masks=masks):
+            x = torch.rand(8, 16, generator=generator, device="cuda")
+            optimizer.zero_grad()
+            loss = (network(x) ** 2).mean() * scale
+            loss.backward()
+            mask_gradients(network, masks)
+            optimizer.step()
+            total.add_(loss.detach())
+            return loss.detach()
+
+        losses = [learn(scale).item() for scale in (1, 2, 1)]
+        masks["weight"] = torch.zeros_like(network.weight)
+        learn.recapture()
+        before = network.weight.detach().clone()
+        for state in optimizer.state.values():
+            state["exp_avg"].zero_()
+        losses.append(learn(1).item())
+        assert torch.equal(network.weight, before)  # the new masks are in the new graph
+        ends.append((losses, total.item(), network.weight.tolist(), network.bias.tolist()))
+    assert ends[0] == ends[1]
+
+
+@both
+def test_a_low_precision_copy_follows_the_steps_that_a_graph_takes(algorithm):
+    network_class = SCRIPTS[algorithm].QNetwork if algorithm == "dqn" else SCRIPTS[algorithm].Agent
+    network = fold_convolutions(network_class(6, 64)).cuda().to(memory_format=torch.channels_last)
+    optimizer = PreallocatedAdam(network.parameters(), lr=1e-2, eps=1e-8)
+    low = low_precision(network, torch.bfloat16, optimizer)
+    obs = torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8, device="cuda")
+
+    @graphed(torch.device("cuda"), changes=(network, low, optimizer))
+    def learn() -> None:
+        optimizer.zero_grad()
+        outputs = low(obs)
+        sum((x**2).mean() for x in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
+        optimizer.step()
+
+    for _ in range(3):
+        before = network.fc1.weight.detach().clone()
+        learn()
+        assert not torch.equal(network.fc1.weight, before)
+        assert all(torch.equal(p, master.to(p.dtype)) for p, master in zip(low.parameters(), network.parameters(), strict=True))
 
 
 @both
@@ -18,7 +82,7 @@ both = pytest.mark.parametrize("algorithm", SCRIPTS)
 def test_a_run_of_cuda_graphs_ends_in_the_same_bits_as_one_without_them(small_run, algorithm, precision, monkeypatch):
     options = {"prune_rate": 0.5, "prune_type": "l1", "precision": precision}
     captured = small_run(algorithm, **options)
-    monkeypatch.setattr(SCRIPTS[algorithm], "capture", lambda function, state: function)
+    monkeypatch.setattr(SCRIPTS[algorithm], "graphed", eager)
     assert bits(small_run(algorithm, name="eager", **options)) == bits(captured)
 
 

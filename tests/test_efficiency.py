@@ -1,16 +1,18 @@
 """What a pruned network costs in each form: all compute the same, and the table says what is measured."""
 
 import copy
-import runpy
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
+from analysis import costs
 from evals import efficiency
+from prune_utils.device import fold_convolutions, low_precision
 from tests.conftest import SCRIPTS, summary, weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +29,7 @@ def outputs(network: torch.nn.Module) -> torch.Tensor:
 
 def some_network(algorithm: str) -> torch.nn.Module:
     """With biases that count (PPO's are born 0) and heads of a size that shows a difference."""
-    network = NETWORKS[algorithm](6, hidden_size=64)
+    network = fold_convolutions(NETWORKS[algorithm](6, hidden_size=64))
     for name, p in network.named_parameters():
         p.data.normal_(std=0.05 if p.dim() > 1 else 0.5, generator=torch.Generator().manual_seed(len(name)))
     return network
@@ -72,68 +74,75 @@ def test_a_network_without_dead_units_stays_as_it_is_and_an_empty_layer_keeps_on
     torch.testing.assert_close(outputs(smaller), outputs(emptied))
 
 
-def test_the_table_measures_every_form_of_a_run_and_its_csv_draws_the_same_figure_again(small_run, tmp_path, capsys):
+def test_the_table_measures_every_form_of_a_run_and_its_csv_is_what_analysis_costs_reads(small_run, tmp_path):
     folders = [small_run("ppo", prune_type=kind, **rate) for kind, rate in (("none", {}), ("l1", {"prune_rate": 0.5}))]
-    call = [sys.executable, str(ROOT / "evals" / "efficiency.py")]
-    words = ["--calls=10", f"--csv={tmp_path / 'a.csv'}", f"--figure={tmp_path / 'a.png'}"]
-    done = subprocess.run([*call, *map(str, folders), *words], capture_output=True, text=True)
+    call = [sys.executable, "-m", "evals.efficiency", *map(str, folders), "--calls=10", f"--csv={tmp_path / 'a.csv'}"]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    table = pd.read_csv(tmp_path / "a.csv")
+    table = costs.read(tmp_path / "a.csv")
     assert table.form.tolist() == ["dense", "packed", "csr", "without_dead_units"] * 2
     assert table.arm.tolist() == ["none"] * 4 + ["l1-0.5"] * 4
+    timed = [column for column in table if column.startswith("us_") and "_q" not in column]
+    assert {column.split("x")[0] for column in timed} == {"us_1", "us_64"} and list(costs.latencies(table)) == timed
     for folder, (_, rows) in zip(folders, table.groupby("arm", sort=False), strict=True):
-        told, row = summary(folder), rows.set_index("form").to_dict("index")
+        saved, row = summary(folder), rows.set_index("form").to_dict("index")
         assert row["packed"]["file_bytes"] == (folder / "model_packed.npz").stat().st_size
-        assert abs(row["dense"]["file_bytes"] - told["disk"]["dense"]) < 1000  # the names in the archive differ in length
-        assert {name: row["dense"][f"{name}_bytes"] for name in told["disk"]} == told["disk"]
-        assert row["dense"]["resident_bytes"] == row["packed"]["resident_bytes"] == told["resident_bytes"]
-        assert row["dense"]["multiply_adds"] == told["multiply_adds"]["dense"]
+        assert row["dense"]["file_bytes"] == saved["disk"]["dense"]
+        assert {name: row["dense"][f"{name}_bytes"] for name in saved["disk"]} == saved["disk"]
+        assert row["dense"]["resident_bytes"] == row["packed"]["resident_bytes"] == saved["resident_bytes"]
+        assert row["dense"]["multiply_adds"] == saved["multiply_adds"]["dense"]
         linear = sum(int(t.count_nonzero()) for name, t in weights(folder).items() if t.dim() == 2)
         assert row["csr"]["multiply_adds"] == 3_276_800 + 2_654_208 + 1_806_336 + linear
-        timed = [column for column in table if column.startswith("us_") and "_q" not in column]
-        assert {column.split("x")[0] for column in timed} == {"us_1", "us_64"}
+        assert row["dense"]["units"] == 32 + 64 + 64 + 64 + 6 + 1 and all(form["load_ms"] > 0 for form in row.values())
         for form in ("dense", "csr", "without_dead_units"):
             assert all(0 < row[form][f"{c}_q25"] <= row[form][c] <= row[form][f"{c}_q75"] for c in timed)
-    again = subprocess.run([*call, str(tmp_path / "a.csv"), f"--figure={tmp_path / 'b.png'}"], capture_output=True, text=True)
-    assert again.stdout == done.stdout and (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    for kind in ("none", "random"):  # of rows without any l1 arm too
-        table.assign(prune_type=kind).to_csv(tmp_path / "other.csv", index=False)
-        efficiency.main(efficiency.Args(runs=(tmp_path / "other.csv",), figure=tmp_path / f"{kind}.png"))
-        assert ("no pruned run: nothing to tell" in capsys.readouterr().out) == (kind == "none")
-        assert (tmp_path / f"{kind}.png").exists()
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 + 8 and lines[0].startswith(table.device[0]) and lines[1].split() == [
+        *("algorithm", "arm", "sparsity", "form", "file_bytes", "load_ms", "resident_bytes", "multiply_adds", "units"), *timed
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
-        (["--calls=5"], "--calls must be a multiple of 10, at least that, got 5"),
-        (["--csv=nowhere/a.csv"], "--csv must be a file in a folder that can be written, got nowhere/a.csv"),
-        (["--figure=a.doc"], "--figure must end in .png or .svg, got a.doc"),
-        ([], "runs must be folders of finished runs, or CSV files of --csv, got "),
-        (["--csv=."], "--csv must be a file in a folder that can be written, got ."),
-        (["empty.csv"], "runs must be folders of finished runs, or CSV files of --csv, got empty.csv"),
-        (["odd"], "odd/summary.json is not that of a run (KeyError: 'algorithm')"),
-        (["strange.csv"], "runs must be folders of finished runs, or CSV files of --csv, got strange.csv"),
+        (["{ppo}", "--calls=5"], "--calls must be a multiple of 10, got 5"),
+        (["{ppo}", "--calls=0"], "--calls must be a multiple of 10, got 0"),
+        (
+            ["{ppo}", "--csv={tmp}/nowhere/a.csv"],
+            "--csv must be a file in a folder that can be written, got {tmp}/nowhere/a.csv",
+        ),
+        (["{ppo}", "--csv={tmp}"], "--csv must be a file in a folder that can be written, got {tmp}"),
+        ([], "RUN must be at least one run folder, got none"),
+        (["{ppo}", "{tmp}/nowhere"], "RUN must be the folder of a finished run, got {tmp}/nowhere: FileNotFoundError: "),
+        (["{ppo}", "{tmp}/odd"], "RUN must be the folder of a finished run, got {tmp}/odd: KeyError: 'algorithm'"),
+        (["{ppo}", "{tmp}/strange"], "RUN must be the folder of a finished run, got {tmp}/strange: KeyError: 'sac'"),
+        (
+            ["{ppo}", "{tmp}/bare"],
+            "MODEL must be a saved Agent for SpaceInvadersNoFrameskip-v4, got {tmp}/bare: FileNotFoundError",
+        ),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line_before_anything_is(words, says, tmp_path, monkeypatch, capsys):
-    (tmp_path / "strange.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "empty.csv").write_text(",".join(efficiency.COLUMNS) + "\n")
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "summary.json").write_text("{}")
-    words = words if words and not words[0].startswith("-") else [str(tmp_path), *words]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["efficiency.py", *words])
+def test_what_cannot_be_measured_is_refused_in_one_line_before_anything_is(
+    words, message, small_run, tmp_path, monkeypatch, capsys
+):
+    places = {"ppo": small_run("ppo", prune_type="none"), "tmp": tmp_path}
+    whole = summary(places["ppo"])
+    for name, content in {"odd": {}, "strange": whole | {"algorithm": "sac"}, "bare": whole}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(content))
+        shutil.copy(places["ppo"] / "config.json", tmp_path / name)
+    monkeypatch.setattr(sys, "argv", ["efficiency", *(word.format(**places) for word in words)])
+    monkeypatch.setattr(efficiency, "measure", None)
+    capsys.readouterr()
     with pytest.raises(SystemExit, match=r"^2$"):
-        runpy.run_path(str(ROOT / "evals" / "efficiency.py"), run_name="__main__")
-    told = capsys.readouterr()
-    assert f"error: {says}" in told.err and told.out == ""
-    assert len([line for line in told.err.splitlines() if not line.startswith("warning: ")]) == 1
+        efficiency.main()
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {message.format(**places)}") and err.count("\n") == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs 2:4 on a GPU")
 def test_two_of_four_computes_what_its_dense_weights_do():
-    network = SCRIPTS["dqn"].working_copy(NETWORKS["dqn"](6).cuda(), torch.float16)
+    network = low_precision(fold_convolutions(NETWORKS["dqn"](6)).cuda(), torch.float16)
     sparse = efficiency.with_two_of_four(network)
     dense = copy.deepcopy(network)
     dense.fc1.weight.data = sparse.fc1.weight.detach().to_dense()

@@ -1,14 +1,13 @@
 """What the games show, against wrappers that others wrote; what differs from them is stated here and in the README."""
 
-from types import SimpleNamespace
-
 import cv2
 import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv, WarpFrame
 
-from dqn_atari_prune import AtariGames, Log, atari_spec
+from prune_utils.games import AtariGames, atari_spec
+from prune_utils.log import Log
 from tests.conftest import rows
 
 ENV_ID = "SpaceInvadersNoFrameskip-v4"
@@ -85,7 +84,7 @@ def test_colours_pooled_before_they_are_grey_show_other_frames_seldom_in_space_i
 def test_a_game_starts_with_one_frame_of_fire_and_0_to_28_no_ops_and_a_stack_padded_with_zeros():
     games, frames = AtariGames(ENV_ID, 2, seed=0, num_threads=1), set()
     for _ in range(150):
-        games.begin(np.ones(2, bool), seeded=False)
+        games.reset(np.ones(2, bool), seeded=False)
         frames |= set(games.frame_numbers.tolist())
         assert not games.obs[:, :3].any() and games.obs[:, 3].any(axis=(1, 2)).all()
     assert frames == set(range(1, 30))
@@ -133,29 +132,16 @@ def test_at_the_frame_limit_a_game_is_truncated_and_shows_its_own_last_frames_no
 
 def test_several_games_that_end_in_one_step_are_all_logged(tmp_path):
     games = AtariGames(ENV_ID, 12, seed=0, num_threads=1, max_frames=400)
-    log = Log(SimpleNamespace(track=False, total_timesteps=1000), tmp_path, {})
+    config = {"options": {"track": False, "total_timesteps": 1000}}
+    log = Log(tmp_path, config, {}, saved=None, global_step=0, forked=False)
     ended = []
     for t, step in enumerate(play(games, 130)):
         log.games(t, step.finished)
         ended += [(t, game.episodic_return) for game in step.finished]
-    log.close({}, [], [])
+    log.close()
     logged = [r for r in rows(tmp_path / "curves.csv") if r["tag"] == "charts/episodic_return"]
     assert [(int(r["global_step"]), float(r["value"])) for r in logged] == ended
     assert len(ended) == 12 and {t for t, _ in ended} == {99}
-
-
-def test_a_gpu_that_does_not_tell_its_utilisation_stops_no_run(tmp_path, monkeypatch):
-    def not_supported():
-        asked.append(1)
-        raise RuntimeError("NVML: Not Supported")
-
-    log, asked = Log(SimpleNamespace(track=False, total_timesteps=1000), tmp_path, {}), []
-    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.cuda.utilization", not_supported)
-    log.last_sample -= 2
-    log.progress(8, 1.0, 0.0)
-    log.close({}, [], [])
-    assert asked == [1] and log.gpu_utilisation == []
 
 
 def test_the_number_of_emulator_threads_changes_nothing():

@@ -1,5 +1,6 @@
-"""Whole games of a saved model: which games count, their statistics, bytes on disk, multiply-adds, and the command line."""
+"""Whole games of a network: which games count, their statistics, multiply-adds, and the evaluators' command lines."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,13 +11,17 @@ import pytest
 import torch
 import torch.nn as nn
 
-from evals import dqn_eval, games, ppo_eval, storage
+from evals import common, dqn_eval, ppo_eval
+from prune_utils import evaluation, storage
+from prune_utils.basics import derive_seed
+from prune_utils.device import FoldedConv2d
 from tests.conftest import SCRIPTS, rows, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV_ID = "SpaceInvadersNoFrameskip-v4"
 NETWORKS = {"dqn": SCRIPTS["dqn"].QNetwork, "ppo": SCRIPTS["ppo"].Agent}
 EVALUATORS = {"dqn": dqn_eval, "ppo": ppo_eval}
+POLICIES = {"dqn": "epsilon 0.01", "ppo": "sampled"}
 both = pytest.mark.parametrize("algorithm", NETWORKS)
 
 
@@ -27,15 +32,15 @@ def shoot_and_move(obs: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_first_game_of_each_environment_counts_and_equals_the_game_played_alone():
-    make_games, seen = SCRIPTS["ppo"].AtariGames, []
+    seen = []
 
-    def act(obs: torch.Tensor) -> torch.Tensor:
+    def policy(obs: torch.Tensor) -> torch.Tensor:
         seen.append(len(obs))
         return shoot_and_move(obs)
 
-    played = games.play(act, make_games, ENV_ID, 4, seed=11, num_threads=1)
+    played = evaluation.play(policy, ENV_ID, 4, seed=11, num_threads=1)
     assert [(row["episode"], row["seed"]) for row in played] == [(k, 11 + k) for k in range(4)]
-    alone = [games.play(act, make_games, ENV_ID, 1, seed=11 + k, num_threads=1)[0] for k in range(4)]
+    alone = [evaluation.play(policy, ENV_ID, 1, seed=11 + k, num_threads=1)[0] for k in range(4)]
     assert [(r["return"], r["length"]) for r in played] == [(r["return"], r["length"]) for r in alone]
     lengths = [row["length"] for row in played]
     assert seen[: max(lengths)] == [4] * max(lengths)  # the batch keeps its size until the longest game is over
@@ -44,8 +49,8 @@ def test_the_first_game_of_each_environment_counts_and_equals_the_game_played_al
 
 def test_more_games_than_environments_are_played_in_turns_that_are_settled_beforehand(monkeypatch):
     def play(environments: int, eval_episodes: int, seed: int) -> list[tuple]:
-        monkeypatch.setattr(games, "ENVIRONMENTS", environments)
-        played = games.play(shoot_and_move, SCRIPTS["ppo"].AtariGames, ENV_ID, eval_episodes, seed, num_threads=2)
+        monkeypatch.setattr(evaluation, "ENVIRONMENTS", environments)
+        played = evaluation.play(shoot_and_move, ENV_ID, eval_episodes, seed, num_threads=2)
         assert [row["episode"] for row in played] == list(range(eval_episodes))
         return [(row["seed"], row["return"], row["length"]) for row in played]
 
@@ -54,38 +59,55 @@ def test_more_games_than_environments_are_played_in_turns_that_are_settled_befor
     assert len({length for _, _, length in together}) == 5  # each another game
 
 
+def test_an_evaluation_can_be_ended_at_each_of_its_steps():
+    steps = []
+
+    def each_step():
+        steps.append(1)
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.play(shoot_and_move, ENV_ID, 2, seed=11, num_threads=1, each_step=each_step)
+    assert len(steps) == 7
+
+
 def test_statistics_are_the_mean_the_deviation_and_a_t_interval_by_hand():
     # mean 2.5; squares 2.25 + .25 + .25 + 2.25 = 5, / 3, root 1.29099; t(3, 97.5 %) = 3.18245; 3.18245 * 1.29099 / 2 = 2.05426
-    told = games.statistics([1.0, 2.0, 3.0, 4.0])
-    assert (told["n"], told["mean"]) == (4, 2.5) and told["std"] == pytest.approx(1.29099, abs=1e-5)
-    assert told["ci95"] == pytest.approx([2.5 - 2.05426, 2.5 + 2.05426], abs=1e-4)
-    assert games.statistics([7.0]) == {"n": 1, "mean": 7.0, "std": None, "ci95": None}
-    assert games.statistics([7.0, 7.0, 7.0]) == {"n": 3, "mean": 7.0, "std": 0.0, "ci95": [7.0, 7.0]}
+    score = evaluation.statistics([1.0, 2.0, 3.0, 4.0])
+    assert (score["n"], score["mean"]) == (4, 2.5) and score["std"] == pytest.approx(1.29099, abs=1e-5)
+    assert score["ci95"] == pytest.approx([2.5 - 2.05426, 2.5 + 2.05426], abs=1e-4)
+    assert evaluation.statistics([7.0]) == {"n": 1, "mean": 7.0, "std": None, "ci95": None}
+    assert evaluation.statistics([7.0, 7.0, 7.0]) == {"n": 3, "mean": 7.0, "std": 0.0, "ci95": [7.0, 7.0]}
 
 
 # --------------------------------------------------------------------------------------------------------------- policies
 class Fixed(nn.Module):
-    """A network that shows every observation the same values or logits."""
+    """A network that gives every observation the same values or logits, which are its head's biases."""
 
-    def __init__(self, outputs: list[float], pair: bool):
+    def __init__(self, outputs: list[float], algorithm: str):
         super().__init__()
-        self.outputs, self.pair = nn.Parameter(torch.tensor(outputs)), pair
+        head = nn.Linear(1, len(outputs))
+        head.weight.data.zero_(), head.bias.data.copy_(torch.tensor(outputs))
+        self.algorithm, self.fc2, self.actor = algorithm, head, head
 
     def forward(self, obs):
-        outputs = self.outputs.expand(len(obs), -1)
-        return (outputs, outputs[:, 0]) if self.pair else outputs
+        outputs = self.fc2(torch.zeros(len(obs), 1))
+        return (outputs, outputs[:, 0]) if self.algorithm == "ppo" else outputs
 
 
 def counts(algorithm: str, outputs: list[float], n: int, **options) -> np.ndarray:
-    act = EVALUATORS[algorithm].make_policy(Fixed(outputs, algorithm == "ppo"), seed=0, **options)
-    return np.bincount(act(torch.zeros(n, 4, 1, 1, dtype=torch.uint8)).numpy(), minlength=len(outputs))
+    policy = SCRIPTS[algorithm].make_policy(Fixed(outputs, algorithm), seed=0, **options)
+    with torch.no_grad():
+        return np.bincount(policy(torch.zeros(n, 4, 1, 1, dtype=torch.uint8)).numpy(), minlength=len(outputs))
 
 
-def test_dqn_takes_a_random_action_in_one_of_100_and_none_when_greedy():
-    found = counts("dqn", [0.0, 3.0, 1.0, 2.0], 200_000)
-    # each wrong action: 200,000 * .01 / 4 = 500, standard deviation 22
-    assert (abs(found[[0, 2, 3]] - 500) < 5 * 22).all()
-    assert counts("dqn", [0.0, 3.0, 1.0, 2.0], 200_000, greedy=True).tolist() == [0, 200_000, 0, 0]
+def test_dqn_takes_a_random_action_at_the_rate_of_epsilon_by_default_one_of_100():
+    values = [0.0, 3.0, 1.0, 2.0]
+    # each wrong action: 200,000 * .01 / 4 = 500, standard deviation 22; at .2 10,000, 97
+    for options, expected, deviation in (({}, 500, 22), ({"epsilon": 0.2}, 10_000, 97)):
+        assert (abs(counts("dqn", values, 200_000, **options)[[0, 2, 3]] - expected) < 5 * deviation).all()
+    assert counts("dqn", values, 200_000, epsilon=0.0).tolist() == [0, 200_000, 0, 0]
 
 
 def test_ppo_samples_the_softmax_of_its_logits_and_takes_the_best_action_when_greedy():
@@ -102,31 +124,52 @@ def test_multiply_adds_are_counted_by_hand():
     network = SCRIPTS["dqn"].QNetwork(6)
     for parameter in network.parameters():
         nn.init.ones_(parameter)  # one of 1.7 million weights drawn from 24 bits is 0 now and then
-    assert games.multiply_adds(network) == {"dense": dense, "nonzero": dense}
+    assert evaluation.multiply_adds(network) == {"dense": dense, "nonzero": dense}
     with torch.no_grad():
         network.fc1.weight[:100] = 0
         network.conv2.weight[0, 0, 0, 0] = 0
-    assert games.multiply_adds(network) == {"dense": dense, "nonzero": dense - 100 * 3136 - 81}
+    assert evaluation.multiply_adds(network) == {"dense": dense, "nonzero": dense - 100 * 3136 - 81}
 
 
-# ----------------------------------------------------------------------------------------------------------- command line
+# ---------------------------------------------------------------------------------------------------------- command line
 def evaluator(algorithm: str, monkeypatch, *words) -> None:
-    monkeypatch.setattr("sys.argv", [f"{algorithm}_eval.py", *map(str, words)])
-    games.run(SCRIPTS[algorithm], NETWORKS[algorithm], EVALUATORS[algorithm].make_policy, None)
+    monkeypatch.setattr("sys.argv", [f"{algorithm}_eval", *map(str, words)])
+    EVALUATORS[algorithm].main()
+
+
+def refused(algorithm: str, monkeypatch, capsys, *words) -> str:
+    """The one line with which an evaluator ends with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        evaluator(algorithm, monkeypatch, *words)
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    return err
 
 
 @both
 def test_the_evaluator_plays_a_saved_model_prints_its_interval_and_writes_its_games(algorithm, small_run, tmp_path):
     folder = small_run(algorithm, prune_type="none")
     words = ["--eval-episodes=3", "--seed=5", f"--out={tmp_path / 'games.csv'}"]
-    call = [sys.executable, str(ROOT / "evals" / f"{algorithm}_eval.py"), str(folder), *words]
-    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
+    call = [sys.executable, "-m", f"evals.{algorithm}_eval", str(folder), *words]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     played = rows(tmp_path / "games.csv")
     assert [row["episode"] for row in played] == ["0", "1", "2"] and list(tmp_path.iterdir()) == [tmp_path / "games.csv"]
-    told = games.statistics([float(row["return"]) for row in played])
-    assert f"3 games of {ENV_ID}, mean return {told['mean']:.1f}, std {told['std']:.1f}, 95 % interval [" in done.stdout
-    assert f"{storage.storage_bytes(weights(folder))['coo']:,} as coo" in done.stdout
+    score, how = evaluation.statistics([float(row["return"]) for row in played]), POLICIES[algorithm]
+    text = f"3 games of {ENV_ID}, {how}, mean return {score['mean']:.1f}, std {score['std']:.1f}, 95 % interval ["
+    assert text in done.stdout and f"{storage.storage_bytes(weights(folder))['coo']:,} as coo" in done.stdout
+
+
+@both
+def test_a_loaded_network_plays_the_very_games_of_its_runs_final_evaluation_given_their_seed(algorithm, small_run):
+    folder = small_run(algorithm, prune_type="none")
+    network, env_id = common.load(folder, NETWORKS[algorithm])
+    assert isinstance(network.conv1, FoldedConv2d) and isinstance(network.conv2, FoldedConv2d)  # to the bit as in the run
+    seed = derive_seed(1, "final")
+    (game,) = evaluation.play(SCRIPTS[algorithm].make_policy(network, seed), env_id, 1, seed, num_threads=1)
+    (final,) = [row for row in rows(folder / "eval.csv") if row["moment"] == "final"]
+    assert {name: str(value) for name, value in game.items()}.items() <= final.items()
 
 
 @both
@@ -142,20 +185,39 @@ def test_the_packed_file_plays_the_same_games_as_model_pt_score_for_score(algori
     assert rows(tmp_path / "games.csv") == played[0]
     with open(tmp_path / "model_packed.npz", "r+b") as file:
         file.truncate(1000)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        evaluator(algorithm, monkeypatch, tmp_path / "model_packed.npz", "--eval-episodes=3")
-    assert stopped.value.code == 2 and "cut short, altered, or no packed model" in capsys.readouterr().err
+    line = refused(algorithm, monkeypatch, capsys, tmp_path / "model_packed.npz", "--eval-episodes=3")
+    assert "cut short, altered, or no packed model" in line
 
 
-@pytest.mark.parametrize("odd", [torch.zeros(10**9, 0), torch.zeros(512, 3136, dtype=torch.int8), torch.tensor(1.0)])
-def test_a_model_with_a_strange_tensor_is_refused_in_one_line(odd, small_run, monkeypatch, tmp_path, capsys):
-    strange = weights(small_run("ppo", prune_type="none")) | {"fc1.weight": odd}
-    (tmp_path / "model.npz").write_bytes(storage.pack(strange))
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        evaluator("ppo", monkeypatch, tmp_path / "model.npz", f"--env-id={ENV_ID}")
-    assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: model must be a ")
+def test_dqn_is_evaluated_with_the_epsilon_that_its_run_recorded_or_another(small_run, monkeypatch, tmp_path):
+    config = json.loads((small_run("dqn", prune_type="none") / "config.json").read_text())
+    (tmp_path / "model.pt").touch()
+    used = []
+    monkeypatch.setattr(common, "run", lambda args, network, policy, how, *_: used.append((policy.keywords["epsilon"], how)))
+    for recorded, words in ((0.3, []), (0.3, ["--epsilon=0.05"]), (0.3, ["--greedy"]), (None, [])):
+        config["options"]["eval_epsilon"] = recorded
+        if recorded is None:  # a run of an earlier version
+            del config["options"]["eval_epsilon"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        evaluator("dqn", monkeypatch, tmp_path, *words)
+    assert used == [(0.3, "epsilon 0.3"), (0.05, "epsilon 0.05"), (0.0, "greedy"), (0.01, "epsilon 0.01")]
+
+
+STRANGE = {
+    "no units": {"fc1.weight": torch.zeros(10**9, 0)},
+    "another type": {"fc1.weight": torch.zeros(64, 3136, dtype=torch.int8)},
+    "no dimension": {"fc1.weight": torch.tensor(1.0)},
+    "another shape": {"conv1.weight": torch.zeros(32, 4, 4, 8)},
+    "one too many": {"fc3.weight": torch.zeros(2)},
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_model_with_a_strange_tensor_is_refused_in_one_line(strange, small_run, monkeypatch, tmp_path, capsys):
+    tensors = weights(small_run("ppo", prune_type="none"))
+    (tmp_path / "model.npz").write_bytes(storage.pack(tensors | STRANGE[strange]))
+    line = refused("ppo", monkeypatch, capsys, tmp_path / "model.npz", f"--env-id={ENV_ID}")
+    assert line.startswith("error: MODEL must be a saved Agent for ")
 
 
 def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays_as_it_is(
@@ -194,26 +256,33 @@ def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("algorithm", "words", "message"),
     [
-        (["{dqn}"], "model must be a ppo network for SpaceInvadersNoFrameskip-v4, got"),
-        (["{text}", "--env-id", ENV_ID], "model must be a saved network, got"),
-        (["{ppo}/curves.csv"], "model must be a saved network, got"),
-        (["{ppo}/nowhere.pt"], "no such file"),
-        (["{empty}"], "--env-id must be given where"),
-        (["{ppo}", "--env-id", "BreakoutNoFrameskip-v4"], "model must be a ppo network for BreakoutNoFrameskip-v4, got"),
-        (["{ppo}", "--env-id", "CartPole-v1"], "--env-id must be an Atari game, got CartPole-v1"),
-        (["{ppo}", "--eval-episodes", "0"], "--eval-episodes must be at least 1, got 0"),
-        (["{ppo}", "--seed", "-1"], "--seed must be at least 0, got -1"),
-        (["{ppo}", "--prune-type", "l1", "--prune-rate", "1.0"], "--prune-rate must lie in [0, 1), got 1.0"),
         (
-            ["{ppo}", "--eval-episodes", "1", "--out", "{text}/games.csv"],
-            "--out must be a file in a folder that can be written, got",
+            "ppo",
+            ["{dqn}"],
+            f"MODEL must be a saved Agent for {ENV_ID}, got {{dqn}}: RuntimeError: Error(s) in loading state_dict",
         ),
-        (["{ppo}", "--out", "{empty}"], "--out must be a file in a folder that can be written, got"),
+        ("dqn", ["{ppo}"], 'Missing key(s) in state_dict: "fc2.weight", "fc2.bias"'),
+        ("ppo", ["{text}", "--env-id", ENV_ID], f"MODEL must be a saved Agent for {ENV_ID}, got {{text}}: UnpicklingError"),
+        ("ppo", ["{ppo}/curves.csv"], f"MODEL must be a saved Agent for {ENV_ID}, got {{ppo}}/curves.csv: UnpicklingError"),
+        ("ppo", ["{ppo}/nowhere.pt"], "MODEL must be a run folder or a model file, got {ppo}/nowhere.pt: no such file"),
+        ("ppo", ["{empty}"], "--env-id must be given where no config.json of a run lies in {empty}, got None"),
+        ("ppo", ["{empty}", "--env-id", ENV_ID], "FileNotFoundError"),
+        ("ppo", ["{ppo}", "--env-id", "BreakoutNoFrameskip-v4"], "MODEL must be a saved Agent for BreakoutNoFrameskip-v4, got"),
+        ("ppo", ["{ppo}", "--env-id", "CartPole-v1"], "--env-id must be an Atari game, got CartPole-v1"),
+        ("ppo", ["{ppo}", "--eval-episodes", "0"], "--eval-episodes must be at least 1, got 0"),
+        ("ppo", ["{ppo}", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        ("ppo", ["{ppo}", "--prune-type", "l1", "--prune-rate", "1.0"], "--prune-rate must lie in [0, 1), got 1.0"),
+        ("ppo", ["{ppo}", "--out", "{text}/games.csv"], "--out must be a file in a folder that can be written, got"),
+        ("ppo", ["{ppo}", "--out", "{empty}"], "--out must be a file in a folder that can be written, got"),
+        ("dqn", ["{dqn}", "--epsilon", "1.5"], "--epsilon must lie in [0, 1], got 1.5"),
+        ("dqn", ["{dqn}", "--epsilon", "0.5", "--greedy"], "--epsilon must come without --greedy, got 0.5"),
     ],
 )
-def test_what_is_no_model_or_no_value_is_one_line_and_exit_2(words, message, small_run, tmp_path, monkeypatch, capsys):
+def test_what_is_no_model_or_no_value_is_one_line_and_exit_2(
+    algorithm, words, message, small_run, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("not a network")
     places = {a: small_run(a, prune_type="none") for a in NETWORKS} | {n: tmp_path / n for n in ("empty", "text")}
@@ -223,9 +292,5 @@ def test_what_is_no_model_or_no_value_is_one_line_and_exit_2(words, message, sma
         return {path: path.stat().st_mtime_ns for path in found if path.name != ".lock"}
 
     there = files()
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        evaluator("ppo", monkeypatch, *(word.format(**places) for word in words))
-    err = capsys.readouterr().err
-    assert stopped.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
-    assert files() == there
+    line = refused(algorithm, monkeypatch, capsys, *(word.format(**places) for word in words))
+    assert message.format(**places) in line and files() == there

@@ -1,15 +1,14 @@
 """The equations of both algorithms, worked by hand and against references written another way."""
 
-import copy
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 
 import dqn_atari_prune as dqn
 import ppo_atari_prune as ppo
+from prune_utils.device import PreallocatedAdam
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -72,7 +71,7 @@ def test_one_whole_dqn_update_equals_cleanrls_written_out_with_an_unfused_adam()
     network, reference, target = (dqn.QNetwork(6, 64) for _ in range(3))
     reference.load_state_dict(network.state_dict())
     batch = (frames(8, 1), torch.arange(8) % 6, torch.randn(8, generator=generator()), frames(8, 2), torch.arange(8) % 4 == 0)
-    optimizer = dqn.make_adam(network, 1e-4, eps=1e-8)
+    optimizer = PreallocatedAdam(network.parameters(), lr=1e-4, eps=1e-8)
     loss, mean_q = dqn.update(network, network, target, optimizer, {}, batch, 8, 0.99)
 
     obs, actions, rewards, next_obs, dones = batch
@@ -100,8 +99,8 @@ def test_two_updates_from_one_batch_equal_two_from_its_halves_as_the_target_netw
         frames(16, 2),
         torch.arange(16) % 4 == 0,
     )
-    dqn.update(one, one, target, dqn.make_adam(one, 1e-3, eps=1e-8), {}, batch, 8, 0.99)
-    adam = dqn.make_adam(two, 1e-3, eps=1e-8)
+    dqn.update(one, one, target, PreallocatedAdam(one.parameters(), lr=1e-3, eps=1e-8), {}, batch, 8, 0.99)
+    adam = PreallocatedAdam(two.parameters(), lr=1e-3, eps=1e-8)
     for half in range(2):
         dqn.update(two, two, target, adam, {}, [t[8 * half : 8 * half + 8] for t in batch], 8, 0.99)
     for p, r in zip(one.parameters(), two.parameters(), strict=True):
@@ -193,7 +192,7 @@ def test_one_whole_ppo_update_equals_cleanrls_written_out_with_an_unfused_adam(c
     agent, reference = ppo.Agent(6, 64), ppo.Agent(6, 64)
     reference.load_state_dict(agent.state_dict())
     args, minibatch = ppo.Args(clip_vloss=clip_vloss, norm_adv=norm_adv), ppo_minibatch(agent)
-    optimizer = ppo.make_adam(agent, 2.5e-4, eps=1e-5)
+    optimizer = PreallocatedAdam(agent.parameters(), lr=2.5e-4, eps=1e-5)
     losses = ppo.update(agent, agent, optimizer, {}, minibatch, args)
 
     obs, actions, b_logprobs, adv, b_returns, b_values = minibatch
@@ -211,88 +210,8 @@ def test_one_whole_ppo_update_equals_cleanrls_written_out_with_an_unfused_adam(c
         p.grad *= min(1.0, 0.5 / (norm.item() + 1e-6))
     torch.optim.Adam(reference.parameters(), lr=2.5e-4, eps=1e-5, foreach=False, fused=False).step()
     assert norm > 0.5 and losses["clipfrac"] == ((ratio - 1).abs() > 0.1).float().mean() and 0.1 < losses["clipfrac"] < 0.9
-    told = [losses[name].item() for name in ("policy_loss", "value_loss", "entropy", "approx_kl")]
+    logged = [losses[name].item() for name in ("policy_loss", "value_loss", "entropy", "approx_kl")]
     kl = ((ratio - 1) - ratio.log()).mean()
-    assert told == pytest.approx([x.item() for x in (pg_loss, v_loss, distribution.entropy().mean(), kl)], rel=1e-4, abs=1e-6)
+    assert logged == pytest.approx([x.item() for x in (pg_loss, v_loss, distribution.entropy().mean(), kl)], rel=1e-4, abs=1e-6)
     for p, r in zip(agent.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, r, rtol=1e-4, atol=5e-6)
-
-
-# ------------------------------------------------------------------------------------------------------------------ network
-@pytest.mark.parametrize("layer", ["conv1", "conv2"])
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_a_folded_convolution_and_its_gradients_are_those_of_a_plain_one(layer, memory_format):
-    folded = getattr(dqn.QNetwork(6), layer).to(torch.float64, memory_format=memory_format)
-    x = torch.randn(3, folded.in_channels, 84, 84, dtype=torch.float64, generator=generator())
-    x = x.contiguous(memory_format=memory_format).requires_grad_()
-    inputs = (x, folded.weight, folded.bias)
-    ours, plain = folded(x), torch.nn.functional.conv2d(*inputs, stride=folded.stride)
-    grad = torch.randn(plain.shape, dtype=torch.float64, generator=generator(1))
-    torch.testing.assert_close(ours, plain)
-    torch.testing.assert_close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(plain, inputs, grad))
-
-
-@pytest.mark.parametrize("layer", ["conv1", "conv2"])
-def test_channels_last_a_convolution_is_folded_without_a_copy(layer):
-    folded = getattr(dqn.QNetwork(6), layer).to(memory_format=torch.channels_last)
-    x = torch.randn(3, folded.in_channels, 84, 84).contiguous(memory_format=torch.channels_last).requires_grad_()
-    grad = torch.ones_like(folded(x))
-    with torch.profiler.profile() as profile:
-        folded(x).backward(grad)
-    names = {event.key for event in profile.key_averages()}
-    assert "aten::mkldnn_convolution" in names and not names & {"aten::clone", "aten::contiguous"}
-    assert folded.weight.grad.is_contiguous(memory_format=torch.channels_last)
-
-
-# --------------------------------------------------------------------------------------------------------------------- bf16
-def dqn_gradients(dtype: torch.dtype) -> list[torch.Tensor]:
-    network, target = (dqn.QNetwork(6).to(memory_format=torch.channels_last) for _ in range(2))
-    rewards = torch.randn(32, generator=generator())
-    batch = (frames(32, 1), torch.arange(32) % 6, rewards, frames(32, 2), torch.arange(32) % 4 == 0)
-    working, target = (dqn.working_copy(each, dtype) for each in (network, target))
-    dqn.update(network, working, target, dqn.make_adam(network, 1e-4, eps=1e-8), {}, batch, 32, 0.99)
-    return [p.grad.flatten() for p in network.parameters()]
-
-
-def ppo_gradients(dtype: torch.dtype) -> list[torch.Tensor]:
-    agent = ppo.Agent(6).to(memory_format=torch.channels_last)
-    minibatch, working = ppo_minibatch(agent, 256), ppo.working_copy(agent, dtype)
-    ppo.update(agent, working, ppo.make_adam(agent, 2.5e-4, eps=1e-5), {}, minibatch, ppo.Args())
-    return [p.grad.flatten() for p in agent.parameters()]
-
-
-@pytest.mark.parametrize("gradients", [dqn_gradients, ppo_gradients])
-def test_an_update_in_bf16_agrees_with_one_in_fp32_to_the_precision_of_bf16(gradients):
-    both = []
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.manual_seed(0)
-        both.append(torch.cat(gradients(dtype)))
-    assert torch.nn.functional.cosine_similarity(*both, dim=0) > 0.999 and not torch.equal(*both)
-    assert np.isclose(both[0].norm(), both[1].norm(), rtol=0.02)
-
-
-@pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
-def test_a_kept_working_copy_learns_what_one_made_anew_for_each_update_does(algorithm):
-    ends = []
-    for kept in (True, False):
-        torch.manual_seed(0)
-        network = (dqn.QNetwork if algorithm == "dqn" else ppo.Agent)(6).to(memory_format=torch.channels_last)
-        adam, target = dqn.make_adam(network, 1e-3, eps=1e-8), dqn.working_copy(copy.deepcopy(network), torch.bfloat16)
-        working = dqn.working_copy(network, torch.bfloat16)
-        for k in range(4):
-            working = working if kept else dqn.working_copy(network, torch.bfloat16)
-            if algorithm == "dqn":
-                facts = torch.arange(32) % 6, torch.randn(32, generator=generator(k))
-                batch = (frames(32, k), *facts, frames(32, k + 9), torch.arange(32) % 4 == 0)
-                dqn.update(network, working, target, adam, {}, batch, 32, 0.99)
-            else:
-                ppo.update(network, working, adam, {}, ppo_minibatch(network, 32), ppo.Args())
-        ends.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
-    assert torch.equal(*ends)
-
-
-@pytest.mark.parametrize("network", [dqn.QNetwork(6, 32), ppo.Agent(6, 32)])
-def test_heads_are_computed_in_fp32_where_the_body_runs_in_bf16(network):
-    outputs = dqn.working_copy(network, torch.bfloat16)(frames(64, 1))
-    for values in outputs if isinstance(outputs, tuple) else (outputs,):
-        assert values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())

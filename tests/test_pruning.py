@@ -3,22 +3,13 @@
 import pytest
 import torch
 
-from dqn_atari_prune import (
-    QNetwork,
-    apply_masks,
-    count_tensors,
-    derive_seed,
-    make_adam,
-    make_masks,
-    mask_gradients,
-    prunable,
-    sync_target,
-    working_copy,
-)
+from dqn_atari_prune import QNetwork, apply_masks, count_tensors, make_masks, mask_gradients, prunable, sync_target
 from dqn_atari_prune import update as dqn_update
 from ppo_atari_prune import Agent
 from ppo_atari_prune import Args as PPOArgs
 from ppo_atari_prune import update as ppo_update
+from prune_utils.basics import derive_seed
+from prune_utils.device import PreallocatedAdam, fold_convolutions, low_precision
 
 NETWORKS = {"dqn": QNetwork, "ppo": Agent}
 RATES = [0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 0.95]
@@ -26,15 +17,13 @@ networks = pytest.mark.parametrize("algorithm", NETWORKS)
 criteria = pytest.mark.parametrize("prune_type", ["l1", "random"])
 scopes = pytest.mark.parametrize("scope", ["layer", "global"])
 biases = pytest.mark.parametrize("bias", [True, False], ids=["with biases", "weights only"])
-
-
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
 def build(algorithm: str, hidden_size: int = 512):
     torch.manual_seed(1)
-    network = NETWORKS[algorithm](6, hidden_size).to(memory_format=torch.channels_last)
-    return network, make_adam(network, 1e-3, eps=1e-8)
+    network = fold_convolutions(NETWORKS[algorithm](6, hidden_size)).to(memory_format=torch.channels_last)
+    return network, PreallocatedAdam(network.parameters(), lr=1e-3, eps=1e-8)
 
 
 def zeros(masks: dict[str, torch.Tensor]) -> dict[str, int]:
@@ -161,7 +150,8 @@ def test_a_mask_that_empties_a_tensor_is_allowed_by_the_global_scope():
 @dtypes
 def test_the_target_network_is_as_sparse_as_the_online_one_at_the_cut_and_after_every_sync_and_stays_so_in_whole_updates(dtype):
     network, optimizer = build("dqn")
-    target, _ = build("dqn")
+    target = build("dqn")[0].requires_grad_(False)
+    fast_q, fast_target = low_precision(network, dtype, optimizer), low_precision(target, dtype)
     g = torch.Generator().manual_seed(0)
 
     def batch():
@@ -170,15 +160,15 @@ def test_the_target_network_is_as_sparse_as_the_online_one_at_the_cut_and_after_
         return obs, actions, rewards, next_obs, torch.rand(8, generator=g) < 0.2
 
     for _ in range(5):
-        dqn_update(network, network, target, optimizer, {}, batch(), 8, 0.99)
+        dqn_update(network, fast_q, fast_target, optimizer, {}, batch(), 8, 0.99)
     masks = make_masks(prunable(network), "l1", 0.8, "layer", 0)
     apply_masks(network, optimizer, masks)
     target.load_state_dict(network.state_dict())
-    working = working_copy(network, dtype)
+    nets = {network, target, fast_q, fast_target}
     before = network.fc1.weight.detach().clone()
     for step in range(20):
-        assert all(is_plus_zero(net.get_parameter(n).detach(), m) for net in (network, target) for n, m in masks.items())
-        dqn_update(network, working, target, optimizer, masks, batch(), 8, 0.99)
+        assert all(is_plus_zero(net.get_parameter(n).detach().float(), m) for net in nets for n, m in masks.items())
+        dqn_update(network, fast_q, fast_target, optimizer, masks, batch(), 8, 0.99)
         if step % 5 == 0:
             sync_target(target, network, tau=1.0 if step % 10 else 0.5)
     moved = (network.fc1.weight != before)[masks["fc1.weight"] == 1]
@@ -197,16 +187,17 @@ def ppo_minibatch(agent, g, n: int = 16):
 @dtypes
 def test_pruned_entries_stay_plus_zero_in_whole_ppo_updates_while_the_others_move(dtype):
     agent, optimizer = build("ppo")
+    fast_agent = low_precision(agent, dtype, optimizer)
     g, args = torch.Generator().manual_seed(0), PPOArgs()
     for _ in range(3):
-        ppo_update(agent, agent, optimizer, {}, ppo_minibatch(agent, g), args)
+        ppo_update(agent, fast_agent, optimizer, {}, ppo_minibatch(agent, g), args)
     masks = make_masks(prunable(agent), "random", 0.5, "layer", 0)
     apply_masks(agent, optimizer, masks)
-    working = working_copy(agent, dtype)
     before = agent.fc1.weight.detach().clone()
     for _ in range(15):
-        ppo_update(agent, working, optimizer, masks, ppo_minibatch(agent, g), args)
-    assert all(is_plus_zero(agent.get_parameter(name).detach(), mask) for name, mask in masks.items())
+        ppo_update(agent, fast_agent, optimizer, masks, ppo_minibatch(agent, g), args)
+    for net in (agent, fast_agent):
+        assert all(is_plus_zero(net.get_parameter(name).detach().float(), mask) for name, mask in masks.items())
     assert (agent.fc1.weight != before)[masks["fc1.weight"] == 1].float().mean() > 0.5
 
 
@@ -216,9 +207,8 @@ def test_gradients_are_masked_before_the_norm_is_clipped(dtype):
     minibatch = ppo_minibatch(agent, torch.Generator().manual_seed(0))
     masks = make_masks(prunable(agent), "random", 0.8, "layer", 0)
     apply_masks(agent, optimizer, masks)
-    ppo_update(
-        agent, working_copy(agent, dtype), optimizer, masks, minibatch, PPOArgs(vf_coef=100.0)
-    )  # a gradient beyond the limit
+    fast_agent = low_precision(agent, dtype, optimizer)
+    ppo_update(agent, fast_agent, optimizer, masks, minibatch, PPOArgs(vf_coef=100.0))  # a gradient beyond the limit
     norm = torch.cat([p.grad.flatten() for p in agent.parameters()]).norm()
     # clipping first and masking then would leave a norm below the limit: 80 % of the entries would be gone from it
     assert norm.item() == pytest.approx(0.5, rel=1e-4)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dqn_atari_prune import AtariGames, ReplayBuffer, Step, crossings
+from dqn_atari_prune import ReplayBuffer, crossings
+from prune_utils.games import AtariGames, Step
 
 ENV_ID = "SpaceInvadersNoFrameskip-v4"
 
@@ -12,7 +13,7 @@ ENV_ID = "SpaceInvadersNoFrameskip-v4"
 def advance(buffer: ReplayBuffer, actions: np.ndarray, step: Step) -> None:
     """What the training script does after each step."""
     sent = {name: torch.from_numpy(array) for name, array in buffer.advance(actions, step).items()}
-    buffer.store(sent["obs"], sent["facts"], sent["places"])
+    buffer.store(sent["obs"], sent["metadata"], sent["slots"])
 
 
 def sample(buffer: ReplayBuffer, batch_size: int, generator=None):
@@ -29,7 +30,7 @@ def every_index(monkeypatch):
 def test_sampled_stacks_equal_what_the_environment_showed_over_a_ring_that_wraps(num_envs, slots, max_frames):
     games = AtariGames(ENV_ID, num_envs, seed=3, num_threads=1, max_frames=max_frames)
     buffer = ReplayBuffer(slots * num_envs + num_envs // 2, num_envs, "cpu")
-    assert buffer.places == slots * num_envs
+    assert buffer.slots == slots * num_envs
     buffer.start(torch.from_numpy(games.obs))
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     history, sampled, truncated, ended, wrapped = [], 0, 0, 0, 0
@@ -89,13 +90,50 @@ def test_a_truncated_transition_is_never_sampled_and_stacks_stop_at_the_start_of
     assert next_obs[10, :, 0, 0].tolist() == [0, 0, 10, 11]
 
 
-@pytest.mark.parametrize("steps", [10, 40], ids=["not yet full", "wrapped"])
-def test_a_buffer_that_was_saved_and_loaded_samples_the_same(steps):
-    buffer, again = ReplayBuffer(16, 1, "cpu"), ReplayBuffer(16, 1, "cpu")
-    scripted(buffer, steps)
-    again.load_state_dict(buffer.state_dict())
-    one, two = (sample(b, 64, torch.Generator().manual_seed(0)) for b in (buffer, again))
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True)) and len({*one[0][:, 3, 0, 0].tolist()}) > 5
+def play(buffer: ReplayBuffer, games: AtariGames, rng: np.random.Generator, steps: int) -> None:
+    for _ in range(steps):
+        actions = rng.integers(0, games.num_actions, games.num_envs)
+        games.send(actions)
+        advance(buffer, actions, games.receive())
+
+
+@pytest.mark.parametrize(
+    ("steps", "slots"), [(0, 40), (25, 40), (110, 40), (60, 9000)], ids=["only begun", "not yet full", "wrapped", "two blocks"]
+)
+def test_a_buffer_that_was_saved_and_loaded_is_the_same_and_goes_on_alike(steps, slots, tmp_path):
+    num_envs = 3 if slots == 40 else 1
+    buffers = [ReplayBuffer(slots * num_envs, num_envs, "cpu") for _ in range(2)]
+    games, rng = AtariGames(ENV_ID, num_envs, seed=3, num_threads=1, max_frames=240), np.random.default_rng(0)
+    buffers[0].start(torch.from_numpy(games.obs))
+    play(buffers[0], games, rng, steps)
+    if slots == 9000:  # more frames per game than are compressed at once
+        buffers[0].head = buffers[0].size = 8000
+        buffers[0].frames.random_(generator=torch.Generator().manual_seed(0))
+    file = tmp_path / "buffer.pt"
+    torch.save(buffers[0].state_dict(), file)
+    buffers[1].frames.fill_(7)  # what a ring held before does not matter
+    buffers[1].load_state_dict(torch.load(file, weights_only=True))
+    for moment in range(2):
+        one, two = buffers
+        used = one.slots if one.size == one.slots - num_envs else one.head + num_envs
+        assert (one.head, one.size, one.ages.tolist()) == (two.head, two.size, two.ages.tolist())
+        assert one.ages.dtype == two.ages.dtype == np.int8 and one.window().tolist() == two.window().tolist()
+        assert torch.equal(one.frames[:used], two.frames[:used]) and torch.equal(one.metadata[:used], two.metadata[:used])
+        if one.size > 8 * num_envs:
+            batches = [sample(buffer, 64, torch.Generator().manual_seed(0)) for buffer in buffers]
+            assert all(map(torch.equal, *batches)) and len({obs.numpy().tobytes() for obs in batches[0][0]}) > 5
+        if moment == 0:
+            for buffer in buffers:  # past the wrap too
+                again = AtariGames(ENV_ID, num_envs, seed=4, num_threads=1, max_frames=240)
+                play(buffer, again, np.random.default_rng(1), 50)
+
+
+def test_frames_of_a_game_are_compressed_to_less_than_a_twentieth():
+    games, buffer = AtariGames(ENV_ID, 2, seed=3, num_threads=1), ReplayBuffer(600, 2, "cpu")
+    buffer.start(torch.from_numpy(games.obs))
+    play(buffer, games, np.random.default_rng(0), 400)
+    saved = sum(len(block) for game in buffer.state_dict()["frames"] for block in game)
+    assert saved < 600 * 84 * 84 / 20
 
 
 def test_a_frame_costs_7056_bytes_and_a_transition_at_most_16_more():

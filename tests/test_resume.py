@@ -3,12 +3,12 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dqn_atari_prune import AtariGames, load_checkpoint, wandb_records
-from evals import storage
-from scripts.kill_runs import bits, disturb
-from tests.conftest import SCRIPTS, SMALL, flags, rows, summary
+from checks.kill_runs import bits, disturb
+from prune_utils import evaluation, storage
+from prune_utils.basics import UserError
+from prune_utils.games import AtariGames
+from prune_utils.run import Run, load_checkpoint
+from tests.conftest import SCRIPTS, SHORT, SMALL, flags, rows, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 both = pytest.mark.parametrize("algorithm", SCRIPTS)
@@ -38,10 +40,19 @@ def command(algorithm: str, folder: Path, **options) -> list[str]:
     return [sys.executable, str(ROOT / f"{algorithm}_atari_prune.py"), *flags(options)]
 
 
-def run(words: list[str], **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(words, capture_output=True, text=True, **kwargs)
+def short(algorithm: str, folder: Path, **options) -> dict:
+    """Options of a short run in a folder, pruned by l1 at 0.5 where they do not say otherwise."""
+    return SHORT[algorithm] | {"prune_rate": 0.5, "runs_dir": str(folder.parent), "run_name": folder.name} | options
 
 
+def changed(file: Path, **changes) -> None:
+    """Change parts of a checkpoint, in a file of its own: it may be linked to that of another run."""
+    checkpoint = torch.load(file, weights_only=True)
+    file.unlink()
+    torch.save(checkpoint | {name: checkpoint[name] | v if isinstance(v, dict) else v for name, v in changes.items()}, file)
+
+
+# ----------------------------------------------------------------------------------------------------------------- forks
 @both
 @pytest.mark.parametrize("prune_type, precision", [("l1", "fp32"), ("random", "bf16")])
 def test_a_fork_ends_in_the_same_bits_as_a_run_from_scratch_and_trains_half_the_steps(
@@ -57,162 +68,258 @@ def test_a_fork_ends_in_the_same_bits_as_a_run_from_scratch_and_trains_half_the_
     assert (dense / "prune_point.pt").is_file() and [path.name for path in fork.glob("*.pt")] == ["model.pt"]
 
 
+@both
+def test_until_cut_ends_a_dense_run_at_its_cut_where_forks_begin_that_need_it_no_more_and_it_trains_on_without_it(
+    small_run, algorithm, tmp_path, main, capsys, monkeypatch
+):
+    dense, fork, half = tmp_path / "dense", tmp_path / "fork", SHORT[algorithm]["total_timesteps"] // 2
+    options = short(algorithm, dense, prune_type="none")
+    for _ in range(2):
+        assert main(algorithm, options | {"until_cut": True}) == 0
+        last = f"stopped at the cut (step {half}); without --until-cut the same command trains on: {dense}"
+        assert capsys.readouterr().out.splitlines()[-1] == last
+        files = {p.name for p in dense.iterdir() if not p.name.startswith("events.out.tfevents")}
+        assert files == {".lock", "config.json", "source", "curves.csv", "checkpoint.pt", "prune_point.pt"}
+
+    forking = short(algorithm, fork, fork_from=str(dense))
+    run = Run(SCRIPTS[algorithm].Args(**forking), algorithm, SCRIPTS[algorithm].__file__)
+    run.leave()
+    assert (fork / "checkpoint.pt").samefile(dense / "prune_point.pt")
+
+    log_cut = Run.log_cut
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log_cut", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or log_cut(*args))
+        assert main(algorithm, options) == 143
+    assert main(algorithm, options | {"until_cut": True}) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{dense} is past its cut"
+    assert main(algorithm, options) == 0
+    assert bits(dense) == bits(small_run(algorithm, "short", **SHORT[algorithm], prune_type="none"))
+    assert main(algorithm, options | {"until_cut": True}) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{dense} is finished; --overwrite starts anew"
+
+    shutil.rmtree(dense)
+    assert main(algorithm, forking) == 0
+    assert f"{fork}: forked from {dense} at step {half} of {2 * half}" in capsys.readouterr().out
+    assert same_bits(fork, small_run(algorithm, "short", **SHORT[algorithm], prune_rate=0.5))
+
+
+# steps of 2 games, 120 in all, and rollouts of 16 steps, 10 in all: 0.3 of them are 36 and 3
+CUTS = [
+    (a, at, step)
+    for a, steps in (("dqn", (0, 72, 240)), ("ppo", (0, 48, 160)))
+    for at, step in zip((0, 0.3, 1), steps, strict=True)
+]
+
+
+@pytest.mark.parametrize("algorithm, prune_at, step", CUTS)
+def test_the_cut_comes_once_wherever_it_lies_from_scratch_stopped_in_it_paused_before_it_and_forked(
+    small_run, algorithm, prune_at, step, tmp_path, monkeypatch, main, capsys
+):
+    scratch = small_run(algorithm, "short", **SHORT[algorithm], prune_rate=0.5, prune_at=prune_at)
+    cuts, log_cut = [], Run.log_cut
+
+    def stop_in_the_first(run, global_step, counts):
+        if not cuts:
+            os.kill(os.getpid(), signal.SIGTERM)
+        cuts.append((run.folder.name, global_step))
+        log_cut(run, global_step, counts)
+
+    monkeypatch.setattr(Run, "log_cut", stop_in_the_first)
+    stopped, dense, fork = (tmp_path / name for name in ("stopped", "dense", "fork"))
+    assert main(algorithm, short(algorithm, stopped, prune_at=prune_at)) == 143
+    last = f"stopped by SIGTERM; the same command resumes from step {step}"
+    assert capsys.readouterr().err.splitlines()[-1] == last
+    assert main(algorithm, short(algorithm, stopped, prune_at=prune_at)) == 0
+    assert f"{stopped}: resumed at step {step} of " in capsys.readouterr().out
+    for options in ({"until_cut": True}, {}):
+        assert main(algorithm, short(algorithm, dense, prune_at=prune_at, prune_type="none") | options) == 0
+    assert main(algorithm, short(algorithm, fork, prune_at=prune_at, fork_from=str(dense))) == 0
+    assert cuts == [("stopped", step), ("dense", step), ("fork", step)]
+    assert bits(stopped) == bits(scratch) and same_bits(fork, scratch)
+    for folder in (scratch, dense):
+        logged = [row["global_step"] for row in rows(folder / "curves.csv") if row["tag"] == "prune/sparsity"]
+        assert logged == [str(step)]
+
+
 def test_a_dqn_that_goes_on_between_two_updates_logs_the_losses_of_the_one_before(small_run):
-    at = 998 / SMALL["dqn"]["total_timesteps"]  # updates at 992 and 1008, a log at 1000
-    options = {"train_frequency": 16, "prune_at": at}
+    # updates at 992 and 1008, a log at 1000
+    options = {"total_timesteps": 1200, "train_frequency": 16, "prune_at": 998 / 1200, "eval_episodes": 0}
     scratch = small_run("dqn", prune_type="l1", prune_rate=0.5, **options)
     dense = small_run("dqn", prune_type="none", **options)
     fork = small_run("dqn", name="fork", prune_type="l1", prune_rate=0.5, fork_from=str(dense), **options)
     logged = [row["global_step"] for row in rows(fork / "curves.csv") if row["tag"] == "losses/td_loss"]
-    assert same_bits(fork, scratch) and logged == ["1000", "2000"]
+    assert same_bits(fork, scratch) and logged == ["1000"] and summary(fork)["agent_steps_run"] == 202
 
 
 @both
 def test_a_a_arms_differ_by_their_fork_seed_alone_whatever_their_parent_does_meanwhile_and_another_machine_is_named(
     small_run, algorithm, tmp_path, capsys
 ):
-    dense, elsewhere = small_run(algorithm, prune_type="none"), tmp_path / "dense"
+    options = {"dqn": SMALL["dqn"] | {"eval_episodes": 0}, "ppo": SHORT["ppo"]}[algorithm] | {"prune_type": "none"}
+    dense, elsewhere = small_run(algorithm, "short", **options), tmp_path / "dense"
     shutil.copytree(dense, elsewhere)
-    config = json.loads((dense / "config.json").read_text())
-    (elsewhere / "config.json").write_text(json.dumps(config | {"device_name": "an abacus"}))
+    changed(elsewhere / "prune_point.pt", device_name="an abacus")
     (elsewhere / "curves.csv").write_text("global_step,tag,value\n")  # as if it had just gone on from an early checkpoint
     forks = [
-        small_run(algorithm, name=name, prune_type="none", fork_from=str(parent), fork_seed=seed)
+        small_run(algorithm, name=name, fork_from=str(parent), fork_seed=seed, **options)
         for name, parent, seed in (("one", dense, 1), ("other", dense, 2), ("same", elsewhere, 1))
     ]
     assert same_bits(forks[0], forks[2]) and bits(forks[0])["model.pt"] != bits(forks[1])["model.pt"]
+    assert bits(forks[0])["model.pt"] != bits(dense)["model.pt"]
     assert capsys.readouterr().err.count("its checkpoint was made on an abacus, this is ") == 1
-    before = [row for row in rows(dense / "curves.csv") if int(row["global_step"]) < SMALL[algorithm]["total_timesteps"] // 2]
-    assert rows(forks[1] / "curves.csv")[: len(before)] == before and summary(forks[1])["arm"] == "none-fork2"
+    before = [row for row in rows(dense / "curves.csv") if int(row["global_step"]) < options["total_timesteps"] // 2]
+    assert before and rows(forks[1] / "curves.csv")[: len(before)] == before and summary(forks[1])["arm"] == "none-fork2"
 
 
-def test_a_dense_run_that_starts_again_never_takes_its_prune_point_away_from_forks(small_run, tmp_path, monkeypatch):
-    folder = shutil.copytree(small_run("ppo", prune_type="none"), tmp_path / "a")
-    (folder / "summary.json").unlink()  # as if it had been killed after its cut and before its first checkpoint
-    point, there, replace = folder / "prune_point.pt", [], os.replace
+def test_a_dense_run_that_resumes_at_its_cut_never_takes_its_prune_point_away_from_forks(small_run, tmp_path, monkeypatch):
+    folder = shutil.copytree(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"), tmp_path / "a")
+    (folder / "summary.json").unlink()
+    shutil.copy(folder / "prune_point.pt", folder / "checkpoint.pt")
+    point, there = folder / "prune_point.pt", []
     first = point.stat().st_ino
 
-    def replace_while_watched(*paths):
-        there.append(point.exists())
-        replace(*paths)
-        there.append(point.exists())
+    def watched(function):
+        def call(*paths, **options):
+            there.append(point.exists())
+            function(*paths, **options)
+            there.append(point.exists())
 
-    monkeypatch.setattr(os, "replace", replace_while_watched)
-    args = SCRIPTS["ppo"].Args(**(SMALL["ppo"] | {"prune_type": "none", "runs_dir": str(tmp_path), "run_name": "a"}))
-    assert SCRIPTS["ppo"].train(args) == folder and all(there) and len(there) >= 6
-    assert point.stat().st_ino != first and not list(folder.glob("*_previous.pt"))
+        return call
 
-
-def test_a_fork_whose_parent_is_started_anew_in_the_same_moment_ends_with_a_line(small_run, tmp_path, monkeypatch, capsys):
-    parent, words = shutil.copytree(small_run("ppo", prune_type="none"), tmp_path / "dense"), command("ppo", tmp_path / "fork")
-    opened = SCRIPTS["ppo"].open_run
-
-    def open_run_and_lose_the_parent(args):
-        run = opened(args)
-        (parent / "prune_point.pt").unlink()
-        return run
-
-    monkeypatch.setattr(SCRIPTS["ppo"], "open_run", open_run_and_lose_the_parent)
-    monkeypatch.setattr(sys, "argv", [*words[1:], "--prune-type=l1", f"--fork-from={parent}"])
-    with pytest.raises(SystemExit, match="1"):
-        SCRIPTS["ppo"].main()
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: the prune point of {parent} is gone: that run was started anew"
+    for name in ("replace", "unlink", "link"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    args = SCRIPTS["ppo"].Args(**short("ppo", folder, prune_type="none"))
+    assert SCRIPTS["ppo"].train(args) == folder and all(there) and len(there) >= 10
+    assert point.stat().st_ino != first and not list(folder.glob("checkpoint*"))
 
 
 @both
-def test_a_fork_of_other_options_is_refused_and_the_difference_named(small_run, algorithm, tmp_path):
-    dense = small_run(algorithm, prune_type="none")
-    base = SMALL[algorithm] | {"fork_from": str(dense), "runs_dir": str(tmp_path)}
-    resolved = json.loads((dense / "config.json").read_text())["resolved"]
-    other = {"precision": {"fp32": "bf16", "bf16": "fp32"}[resolved["precision"]], "num_threads": 2}
-    for option, value in (other | {"seed": 7, "learning_rate": 1e-3, "hidden_size": 65}).items():
-        with pytest.raises(SCRIPTS[algorithm].UserError, match=rf"--fork-from must .*{option}.* -> {value}"):
-            SCRIPTS[algorithm].train(SCRIPTS[algorithm].Args(**(base | {option: value})))
-    with pytest.raises(SCRIPTS[algorithm].UserError, match="that has reached its cut"):
-        SCRIPTS[algorithm].train(SCRIPTS[algorithm].Args(**(base | {"fork_from": str(tmp_path)})))
-    assert not list(tmp_path.iterdir())
+def test_a_fork_of_other_options_or_by_another_script_is_refused_and_the_difference_named(small_run, algorithm, tmp_path):
+    dense = shutil.copytree(small_run(algorithm, "short", **SHORT[algorithm], prune_type="none"), tmp_path / "dense")
+    base, script = short(algorithm, tmp_path / "fork", fork_from=str(dense)), SCRIPTS[algorithm]
+    other = {"precision": "bf16", "num_threads": 2, "seed": 7, "learning_rate": 1e-3, "hidden_size": 65, "eval_episodes": 1}
+    for option, value in other.items():
+        with pytest.raises(UserError, match=rf"^--fork-from must .*: {dense}, got {option} .* -> {value}$"):
+            script.train(script.Args(**(base | {option: value})))
+    with pytest.raises(UserError, match="that has reached its cut"):
+        script.train(script.Args(**(base | {"fork_from": str(tmp_path)})))
+    changed(dense / "prune_point.pt", resolved={"source_sha256": "another script"})
+    with pytest.raises(UserError, match=r"^--fork-from must .*, got source_sha256 another script -> [0-9a-f]{64}$"):
+        script.train(script.Args(**base))
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
 
 
-def test_a_fork_by_a_script_that_has_changed_since_is_refused_by_name(small_run, tmp_path):
-    dense = small_run("ppo", prune_type="none")
-    config = json.loads((dense / "config.json").read_text())
-    config["resolved"]["source_sha256"] = "another script"
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    shutil.copy(dense / "prune_point.pt", tmp_path)
-    fork = {"prune_type": "l1", "run_name": "fork", "fork_from": str(tmp_path)}
-    with pytest.raises(SCRIPTS["ppo"].UserError, match=r"--fork-from must .*source_sha256 another script -> "):
-        SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**(config["options"] | fork)))
-    assert not (dense.parent / "fork").exists()
-
-
+# --------------------------------------------------------------------------------------------------------------- signals
 @both
 @pytest.mark.parametrize("number, precision", [(signal.SIGTERM, "fp32"), (signal.SIGKILL, "bf16")])
-def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_and_no_doubled_point(
-    small_run, algorithm, number, precision, tmp_path, monkeypatch
+def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_in_its_curves(
+    small_run, algorithm, number, precision, tmp_path
 ):
-    monkeypatch.setenv("WANDB_MODE", "offline")
     folder, kills = tmp_path / "a", 3 if number == signal.SIGKILL else 1
-    words = [*command(algorithm, folder, checkpoint_minutes=0.003, precision=precision), "--track"]
+    words = command(algorithm, folder, checkpoint_minutes=0.003, precision=precision)
     lives = disturb(words, folder, kills, patience=1.0, rng=random.Random(5), number=number)
     assert len(lives) == kills + 1 and lives[-1][0] > 0 and lives[0][0] == 0
     assert same_bits(folder, small_run(algorithm, prune_type="l1", prune_rate=0.5, precision=precision))
-    assert "finished" in run(words).stdout and not list(folder.glob("checkpoint*"))
-    curves = sorted((r["tag"], int(r["global_step"]), float(r["value"])) for r in rows(folder / "curves.csv"))
+    assert not list(folder.glob("checkpoint*"))
+    curves = {(r["tag"], int(r["global_step"]), float(np.float32(r["value"]))) for r in rows(folder / "curves.csv")}
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     tags = [tag for tag in events.Tags()["scalars"] if tag != "charts/SPS"]
-    shown = sorted((tag, e.step, e.value) for tag in tags for e in events.Scalars(tag))
-    assert shown == [(tag, step, float(np.float32(value))) for tag, step, value in curves]
-    sent = [record["history"]["item"] for record in wandb_records(folder) if record["type"] == "history"]
-    told = [(tag, row["global_step"], v) for row in sent for tag, v in row.items() if "/" in tag and tag != "charts/SPS"]
-    assert sorted(told) == curves
-    assert len({record["run"]["run_id"] for record in wandb_records(folder) if record["type"] == "run"}) == 1
+    shown = [(tag, e.step, e.value) for tag in tags for e in events.Scalars(tag)]
+    assert set(shown) == curves
+    began = {step for step, _ in lives}  # what was logged at a checkpoint's own step is sent again
+    assert sorted(point for point in shown if point[1] not in began) == sorted(p for p in curves if p[1] not in began)
 
 
 @both
-def test_a_run_stopped_in_an_evaluation_says_so_at_once_and_goes_on(small_run, algorithm, tmp_path, monkeypatch, capsys):
-    def stop(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-        pytest.fail("went on")
-
-    monkeypatch.setattr(sys, "argv", command(algorithm, tmp_path / "a")[1:])
-    with monkeypatch.context() as patch:
-        patch.setattr(f"evals.{algorithm}_eval.evaluate", stop)
-        with pytest.raises(SystemExit, match="143"):
-            SCRIPTS[algorithm].main()
-    line = "stopped by SIGTERM; the same command goes on from the last checkpoint, if there is one"
-    assert capsys.readouterr().err.splitlines()[-1] == line and not (tmp_path / "a" / "summary.json").exists()
-    handler = signal.getsignal(signal.SIGTERM)
-    SCRIPTS[algorithm].main()
-    assert same_bits(tmp_path / "a", small_run(algorithm, prune_type="l1", prune_rate=0.5))
-    assert signal.getsignal(signal.SIGTERM) == handler
-
-
-def test_a_run_that_gets_a_signal_while_it_is_saved_is_finished(small_run, tmp_path, monkeypatch):
-    signals, pack = [], storage.pack
-    monkeypatch.setattr(sys, "argv", command("ppo", tmp_path / "a")[1:])
-    monkeypatch.setattr(storage, "pack", lambda weights: signals.append(os.kill(os.getpid(), signal.SIGTERM)) or pack(weights))
-    SCRIPTS["ppo"].main()
-    monkeypatch.undo()
-    assert signals and same_bits(tmp_path / "a", small_run("ppo", prune_type="l1", prune_rate=0.5))
-
-
-def test_a_signal_while_the_checkpoint_is_read_ends_the_run_and_leaves_the_checkpoint_as_it_was(
-    small_run, tmp_path, monkeypatch, capsys
+def test_a_signal_in_an_evaluation_ends_it_at_its_next_step_and_says_where_the_run_resumes(
+    small_run, algorithm, tmp_path, monkeypatch, main, capsys
 ):
-    folder = shutil.copytree(small_run("ppo", prune_type="none"), tmp_path / "a")
-    (folder / "summary.json").unlink(), (folder / "prune_point.pt").rename(folder / "checkpoint.pt")
-    before = (folder / "checkpoint.pt").read_bytes()
-    monkeypatch.setattr(SCRIPTS["ppo"].AtariGames, "load_state_dict", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    args = SCRIPTS["ppo"].Args(**(SMALL["ppo"] | {"prune_type": "none", "runs_dir": str(tmp_path), "run_name": "a"}))
-    with pytest.raises(SCRIPTS["ppo"].Stop):
-        SCRIPTS["ppo"].train(args)
-    assert "stopped by SIGTERM; the same command goes on" in capsys.readouterr().err
-    assert (folder / "checkpoint.pt").read_bytes() == before
+    options = SMALL[algorithm] | {"prune_rate": 0.5, "runs_dir": str(tmp_path), "run_name": "a"}
+    half, play, played = SMALL[algorithm]["total_timesteps"] // 2, evaluation.play, []
+
+    def signal_in(index: int, number: signal.Signals):
+        """Send a signal in the fifth step of the index-th evaluation of a process."""
+
+        def play_and_send(policy, *rest):
+            steps, index_here = [], len(played)
+            played.append(steps)
+
+            def act(obs):
+                steps.append(obs)
+                if index_here == index and len(steps) == 5:
+                    os.kill(os.getpid(), number)
+                return policy(obs)
+
+            return play(act, *rest)
+
+        return play_and_send
+
+    # each process comes one evaluation further: before the cut, right after it, at the end
+    lives = [(signal.SIGTERM, half), (signal.SIGHUP, half), (signal.SIGINT, 2 * half)]
+    for index, (number, step) in enumerate(lives):
+        played.clear()
+        monkeypatch.setattr(evaluation, "play", signal_in(index, number))
+        assert main(algorithm, options) == 128 + number
+        line = f"stopped by {number.name}; the same command resumes from step {step:,}"
+        assert capsys.readouterr().err.splitlines()[-1] == line and not (tmp_path / "a" / "summary.json").exists()
+        assert len(played) == index + 1 and len(played[-1]) == 5
+    monkeypatch.undo()
+    assert main(algorithm, options) == 0
+    assert f"resumed at step {2 * half:,} of {2 * half:,}" in capsys.readouterr().out
+    assert bits(tmp_path / "a") == bits(small_run(algorithm, prune_type="l1", prune_rate=0.5))
 
 
+def test_a_run_without_checkpoints_that_a_signal_ends_says_that_it_will_start_anew(tmp_path, monkeypatch, main, capsys):
+    play = evaluation.play
+    monkeypatch.setattr(evaluation, "play", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or play(*args))
+    options = short("ppo", tmp_path / "a", prune_at=0.0, eval_episodes=1, checkpoint_minutes=0.0)
+    assert main("ppo", options) == 143 and not list(tmp_path.glob("a/*.pt"))
+    line = "stopped by SIGTERM; the same command starts anew: there is no checkpoint yet"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_a_run_that_gets_a_signal_while_it_is_saved_is_finished(small_run, tmp_path, monkeypatch, main):
+    signals, pack = [], storage.pack
+    with monkeypatch.context() as patch:
+        send = lambda weights: signals.append(os.kill(os.getpid(), signal.SIGTERM)) or pack(weights)  # noqa: E731
+        patch.setattr(storage, "pack", lambda weights: pack(weights) if signals else send(weights))
+        assert main("ppo", short("ppo", tmp_path / "a")) == 0
+    assert signals and bits(tmp_path / "a") == bits(small_run("ppo", "short", **SHORT["ppo"], prune_rate=0.5))
+
+
+def test_a_signal_while_the_checkpoint_is_read_ends_the_run_and_nothing_is_lost(small_run, tmp_path, monkeypatch, main, capsys):
+    dense = small_run("ppo", "short", **SHORT["ppo"], prune_type="none")
+    folder, restore = shutil.copytree(dense, tmp_path / "a"), AtariGames.load_state_dict
+    (folder / "summary.json").unlink(), shutil.copy(folder / "prune_point.pt", folder / "checkpoint.pt")
+    with monkeypatch.context() as patch:
+        send = lambda *args: os.kill(os.getpid(), signal.SIGTERM) or restore(*args)  # noqa: E731
+        patch.setattr(AtariGames, "load_state_dict", send)
+        assert main("ppo", short("ppo", folder, prune_type="none")) == 143
+    assert "stopped by SIGTERM; the same command resumes from step 80" in capsys.readouterr().err
+    assert main("ppo", short("ppo", folder, prune_type="none")) == 0 and bits(folder) == bits(dense)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_second_signal_ends_a_process_at_once(tmp_path, first):
+    script, second = SCRIPTS["ppo"], signal.SIGINT if first == signal.SIGTERM else signal.SIGTERM
+    args = script.Args(**short("ppo", tmp_path / "a", cuda=False))
+    child = os.fork()
+    if child == 0:
+        try:
+            run = Run(args, "ppo", script.__file__)
+            os.kill(os.getpid(), first)
+            if run.signal == first:
+                os.kill(os.getpid(), second)
+        finally:
+            os._exit(0)  # not reached
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == second
+
+
+# ---------------------------------------------------------------------------------------------------------------- faults
 def test_a_checkpoint_that_is_torn_flipped_or_empty_gives_way_to_the_one_before_and_none_left_is_an_error(small_run, tmp_path):
-    source = small_run("dqn", prune_type="none") / "prune_point.pt"
+    source = small_run("dqn", "short", **SHORT["dqn"], prune_type="none") / "prune_point.pt"
     path, previous = tmp_path / "checkpoint.pt", tmp_path / "checkpoint_previous.pt"
     good = source.read_bytes()
     flipped = bytearray(good)
@@ -220,32 +327,90 @@ def test_a_checkpoint_that_is_torn_flipped_or_empty_gives_way_to_the_one_before_
     assert load_checkpoint(path) is None
     for broken in (good[: len(good) // 2], bytes(flipped), b"", b"no archive"):
         path.write_bytes(broken), previous.write_bytes(good)
-        assert load_checkpoint(path)["global_step"] == SMALL["dqn"]["total_timesteps"] // 2
+        assert load_checkpoint(path)["global_step"] == SHORT["dqn"]["total_timesteps"] // 2
         previous.write_bytes(broken)
         with pytest.raises(OSError, match="no good checkpoint is left"):
             load_checkpoint(path)
         assert path.read_bytes() == broken  # nothing is deleted
-    shutil.copyfile(small_run("ppo", prune_type="none") / "prune_point.pt", path)
-    previous.unlink()
-    with pytest.raises(OSError, match="no good checkpoint is left"):  # of the other algorithm
-        load_checkpoint(path)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_when_there_is_room(small_run, tmp_path):
-    folder, words = tmp_path / "a", command("ppo", tmp_path / "a", checkpoint_minutes=0.001)
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not (folder / "checkpoint.pt").exists():
-            time.sleep(0.01)
-        process.terminate()
-    last = (folder / "checkpoint.pt").read_bytes()
-    limited = run(["bash", "-c", 'ulimit -f 2500; exec "$@"', "bash", *words])  # 2.5 MB a file; a checkpoint takes 3
-    assert limited.returncode == 1 and "File too large" in limited.stderr and "Traceback" not in limited.stderr
-    assert (folder / "checkpoint.pt").read_bytes() == last and not list(folder.glob("*.part"))
-    again = run(words)
-    assert again.returncode == 0 and f"{folder} goes on at step" in again.stdout
-    assert same_bits(folder, small_run("ppo", prune_type="l1", prune_rate=0.5))
+def test_a_checkpoint_of_another_version_of_the_format_is_refused_by_its_number(small_run, tmp_path, capsys):
+    file = Path(shutil.copy(small_run("dqn", "short", **SHORT["dqn"], prune_type="none") / "prune_point.pt", tmp_path))
+    changed(file, format=2)
+    with pytest.raises(OSError, match="no good checkpoint is left"):
+        load_checkpoint(file)
+    assert "format 2, not 3" in capsys.readouterr().err
 
 
+@pytest.fixture
+def paused(tmp_path, main) -> Path:
+    """The folder of a short dense PPO at its cut."""
+    assert main("ppo", short("ppo", tmp_path / "a", prune_type="none", until_cut=True)) == 0
+    return tmp_path / "a"
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_when_there_is_room(small_run, paused, main, capsys):
+    last, limits = (paused / "checkpoint.pt").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_500_000, limits[1]))  # bytes per file; a checkpoint takes 3 million
+        assert main("ppo", short("ppo", paused, prune_type="none", checkpoint_minutes=1e-9)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capsys.readouterr().err.splitlines()[-1] == "error: [Errno 27] File too large"
+    assert (paused / "checkpoint.pt").read_bytes() == last and not list(paused.glob("*.part"))
+    assert main("ppo", short("ppo", paused, prune_type="none")) == 0
+    assert f"{paused}: resumed at step 80 of 160" in capsys.readouterr().out
+    assert bits(paused) == bits(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"))
+
+
+@contextmanager
+def read_only(folder: Path):
+    """No file can be made, removed or renamed in it; root may do that wherever no immutable flag forbids it."""
+    root = os.geteuid() == 0
+    if root and subprocess.run(["chattr", "+i", str(folder)], capture_output=True).returncode != 0:
+        pytest.skip("root on a file system without immutable folders")
+    mode = folder.stat().st_mode
+    if not root:
+        folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", str(folder)], check=True) if root else folder.chmod(mode)
+
+
+def test_a_run_folder_that_becomes_read_only_ends_the_run_in_one_line_and_it_goes_on_once_it_can_be_written(
+    small_run, paused, monkeypatch, main, capsys
+):
+    log_cut, options = Run.log_cut, short("ppo", paused, prune_type="none")
+    with ExitStack() as stack, monkeypatch.context() as patch:
+        lock = lambda run, *args: stack.enter_context(read_only(run.folder)) or log_cut(run, *args)  # noqa: E731
+        patch.setattr(Run, "log_cut", lock)
+        assert main("ppo", options | {"checkpoint_minutes": 1e-9}) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and "checkpoint.pt" in error
+        assert main("ppo", options) == 2
+        assert "--runs-dir must be a folder that can be written" in capsys.readouterr().err
+    assert main("ppo", options) == 0
+    assert bits(paused) == bits(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"))
+
+
+def test_output_that_cannot_be_written_ends_no_training_and_changes_none(small_run, tmp_path):
+    shells = {
+        "stderr-closed": 'exec "$@" >/dev/full 2>&-',
+        "stdout-closed": 'exec "$@" 2>/dev/full >&-',
+        "all-closed": 'exec "$@" <&- >&- 2>&-',
+        "dead-pipe": '"$@" 2>&1 | true; exit ${PIPESTATUS[0]}',
+    }
+    whole = bits(small_run("ppo", "short", **SHORT["ppo"], prune_rate=0.5))
+    running = {
+        name: subprocess.Popen(["bash", "-c", shell, "bash", *command("ppo", tmp_path / name, **SHORT["ppo"])])
+        for name, shell in shells.items()
+    }
+    assert {name: process.wait() for name, process in running.items()} == dict.fromkeys(shells, 0)
+    assert all(bits(tmp_path / name) == whole for name in shells)
+
+
+# -------------------------------------------------------------------------------------------------------------- emulator
 @pytest.mark.parametrize("env_id", ["SpaceInvadersNoFrameskip-v4", "ALE/SpaceInvaders-v5"])
 def test_the_emulator_comes_back_to_where_it_was_and_goes_on_alike(env_id):
     games, rng = AtariGames(env_id, 3, seed=5, num_threads=1), np.random.default_rng(0)
@@ -268,45 +433,17 @@ def test_the_emulator_comes_back_to_where_it_was_and_goes_on_alike(env_id):
     assert play(again, rng, 700) == expected and sum(len(step[3]) for step in expected) >= 3
 
 
-def test_a_checkpoint_of_another_game_is_refused_by_name():
-    kept = AtariGames("PongNoFrameskip-v4", 1, seed=0).state_dict()
-    with pytest.raises(OSError, match="the checkpoint is of PongNoFrameskip-v4, not of BreakoutNoFrameskip-v4"):
-        AtariGames("BreakoutNoFrameskip-v4", 1, seed=0).load_state_dict(kept)
-
-
-def test_a_checkpoint_of_another_version_of_the_format_is_refused_by_its_number(small_run, tmp_path, capsys):
-    kept = torch.load(small_run("dqn", prune_type="none") / "prune_point.pt", weights_only=True)
-    torch.save(kept | {"format": 0}, tmp_path / "checkpoint.pt")
-    with pytest.raises(OSError, match="no good checkpoint is left"):
-        load_checkpoint(tmp_path / "checkpoint.pt")
-    assert "of dqn, format 0; not dqn, 2" in capsys.readouterr().err
-
-
-@contextmanager
-def read_only(folder: Path):
-    """No file can be made, removed or renamed in it; root may do that wherever no immutable flag forbids it."""
-    root = os.geteuid() == 0
-    if root and run(["chattr", "+i", str(folder)]).returncode != 0:
-        pytest.skip("root on a file system without immutable folders")
-    mode = folder.stat().st_mode
-    if not root:
-        folder.chmod(0o555)
-    try:
-        yield
-    finally:
-        subprocess.run(["chattr", "-i", str(folder)], check=True) if root else folder.chmod(mode)
-
-
-def test_a_run_folder_that_becomes_read_only_ends_the_run_in_one_line_and_it_goes_on_once_it_can_be_written(
-    small_run, tmp_path
-):
-    folder, words = tmp_path / "a", command("ppo", tmp_path / "a", checkpoint_minutes=0.001)
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while not (folder / "checkpoint.pt").exists():
-            time.sleep(0.01)
-        with read_only(folder):
-            errors = process.communicate()[1]
-            assert process.returncode == 1 and "checkpoint.pt" in errors and "Traceback" not in errors
-            again = run(words)
-            assert again.returncode == 2 and "--runs-dir must be a folder that can be written" in again.stderr
-    assert run(words).returncode == 0 and same_bits(folder, small_run("ppo", prune_type="l1", prune_rate=0.5))
+def test_an_emulator_that_shows_other_frames_than_it_did_is_refused():
+    games = AtariGames("PongNoFrameskip-v4", 2, seed=5, num_threads=1)
+    for action in [0, 2, 3] * 10:
+        games.send(np.full(2, action))
+        games.receive()
+    state = games.state_dict()
+    AtariGames("PongNoFrameskip-v4", 2, seed=0).load_state_dict(state)
+    other = {"obs_sha256": "0" * 64}, {"frame_numbers": [state["frame_numbers"][0], state["frame_numbers"][1] + 4]}
+    action = {"histories": [state["histories"][0], "05" + state["histories"][1][2:]]}  # as many frames, and others
+    for change in (*other, action):
+        with pytest.raises(
+            OSError, match="the emulator did not return to the state of the checkpoint; --overwrite starts anew"
+        ):
+            AtariGames("PongNoFrameskip-v4", 2, seed=0).load_state_dict(state | change)

@@ -1,58 +1,175 @@
-"""A run folder belongs to one run: finished, unfinished, another's, in use."""
+"""A run folder belongs to one run: finished, unfinished, another's, in use, replaced; and to its user, whose files stay."""
 
 import fcntl
 import json
 import re
+import shutil
+import signal
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import SCRIPTS, SMALL
+from prune_utils import run as run_module
+from prune_utils.basics import Busy, UserError, write_atomically
+from prune_utils.run import OWN_FILES, Run, default_run_name, differences, identity, read_config
+from tests.conftest import SCRIPTS, SHORT, SMALL, rows
 
 script = SCRIPTS["ppo"]
+MINE = ("notes.txt", "checkpoint_best.pt", "checkpoints/1.pt", "model.pt.bak", "draft.part", "figures/source.py", "x.csv")
 
 
-def small(tmp_path, **options):
-    return script.Args(**(SMALL["ppo"] | {"runs_dir": str(tmp_path), "run_name": "r", "cuda": False} | options))
+def small(tmp_path, algorithm: str = "ppo", **options):
+    options = SMALL[algorithm] | {"runs_dir": str(tmp_path), "run_name": "r"} | options
+    return SCRIPTS[algorithm].Args(**options)
 
 
-def finished(tmp_path):
-    folder, _, lock = script.open_run(small(tmp_path))
+@contextmanager
+def opened(args):
+    run = Run(args, "ppo", script.__file__)
+    try:
+        yield run
+    finally:
+        run.leave()
+
+
+def begun(tmp_path, **options) -> Path:
+    """A folder of a run that was ended before its first checkpoint."""
+    with opened(small(tmp_path, **options)) as run:
+        return run.folder
+
+
+def finished(tmp_path) -> Path:
+    folder = begun(tmp_path)
     (folder / "summary.json").write_text("{}")
-    lock.close()
     return folder
+
+
+def change_config(folder: Path, **changes) -> None:
+    """Give parts of config.json other values; None removes a name."""
+    config = json.loads((folder / "config.json").read_text())
+    for part, values in changes.items():
+        config[part] = {name: value for name, value in (config[part] | values).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_checkpoint(file: Path, **changes) -> None:
+    checkpoint = torch.load(file, weights_only=True)
+    for part, value in changes.items():
+        checkpoint[part] = checkpoint[part] | value if isinstance(value, dict) else value
+    file.unlink()  # it may be linked to that of another run
+    torch.save(checkpoint, file)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_finished_run_says_so_and_what_has_changed_since_and_is_left_as_it_is(tmp_path, capsys):
     folder = finished(tmp_path)
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = contents(folder)
     assert script.train(small(tmp_path)) == folder
     assert capsys.readouterr().out == f"{folder} is finished; --overwrite starts anew\n"
     assert script.train(small(tmp_path, prune_rate=0.5, track=True)) == folder
     assert "(since then: prune_rate 0.3 -> 0.5)" in capsys.readouterr().out
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert contents(folder) == before
+
+
+def test_checkpoints_that_a_kill_left_in_a_finished_run_go_at_the_next_start(tmp_path):
+    folder = finished(tmp_path)
+    for name in ("checkpoint.pt", "checkpoint_previous.pt", "prune_point.pt", "checkpoint_best.pt"):
+        (folder / name).touch()
+    script.train(small(tmp_path))
+    assert {p.name for p in folder.glob("*.pt")} == {"prune_point.pt", "checkpoint_best.pt"}
 
 
 def test_overwrite_starts_anew(tmp_path):
     folder = finished(tmp_path)
-    _, config, _ = script.open_run(small(tmp_path, overwrite=True, prune_rate=0.5))
-    assert config["options"]["prune_rate"] == 0.5
-    assert {p.name for p in folder.iterdir()} == {".lock", "config.json", "source.py"}
+    for name in ("eval.csv", "checkpoint.pt", "prune_point.pt", "source.py", "model.pt.part", "wandb_id"):
+        (folder / name).touch()
+    with opened(small(tmp_path, overwrite=True, prune_rate=0.5)) as run:
+        assert json.loads((folder / "config.json").read_text())["options"]["prune_rate"] == 0.5 and not run.checkpoint
+    assert {p.name for p in folder.iterdir()} == {".lock", "config.json", "source"}
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_files_of_the_user_in_a_run_folder_survive_overwrite_and_the_restart_of_an_unfinished_run(tmp_path, overwrite):
+    folder = begun(tmp_path)
+    for name in (*MINE, *(own for own in OWN_FILES if "*" not in own and own != "source")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    for name in ("summary.json", "checkpoint.pt", "checkpoint_previous.pt"):
+        (folder / name).unlink()
+    with opened(small(tmp_path, overwrite=overwrite)) as run:
+        assert not run.finished
+        left = {name for name, data in contents(folder).items() if data == b"mine"}
+    assert left == set(MINE)
+
+
+def test_a_run_ends_in_a_folder_with_files_of_the_user_and_leaves_them_there(tmp_path):
+    folder = begun(tmp_path, **SHORT["ppo"])
+    for name in MINE:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    assert script.train(small(tmp_path, **SHORT["ppo"])) == folder and (folder / "summary.json").exists()
+    assert {name for name, data in contents(folder).items() if data == b"mine"} == set(MINE)
 
 
 def test_an_unfinished_run_starts_again_with_its_own_options_and_is_refused_by_name_with_others(tmp_path):
-    folder, _, lock = script.open_run(small(tmp_path))
-    lock.close()
-    with pytest.raises(script.UserError, match=r"started otherwise, got gamma 0\.99 -> 0\.9$"):
-        script.open_run(small(tmp_path, gamma=0.9))
-    config = json.loads((folder / "config.json").read_text())
-    config["resolved"]["source_sha256"] = "another script"
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(script.UserError, match="source_sha256 another script -> "):
-        script.open_run(small(tmp_path))
-    config["resolved"]["source_sha256"] = script.resolve(small(tmp_path), {})["source_sha256"]
-    (folder / "config.json").write_text(json.dumps(config))
-    assert script.open_run(small(tmp_path, capture_video=True))[1] is not None
+    folder = begun(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^--run-name must name another run, or --overwrite be given.*got gamma 0\.99 -> 0\.9$"
+    ):
+        Run(small(tmp_path, gamma=0.9), "ppo", script.__file__)
+    source = read_config(folder)["resolved"]["source_sha256"]
+    change_config(folder, resolved={"source_sha256": "another script"})
+    with pytest.raises(UserError, match="source_sha256 another script -> "):
+        Run(small(tmp_path), "ppo", script.__file__)
+    change_config(folder, resolved={"source_sha256": source})
+    with opened(small(tmp_path, capture_video=True)) as run:
+        assert not run.finished
+
+
+def test_a_run_without_a_cut_is_the_same_at_any_prune_rate_and_one_with_a_cut_is_not(tmp_path, capsys):
+    folder = begun(tmp_path, prune_type="none")
+    rest = {"prune_rate": 0.9, "prune_scope": "global", "prune_bias": False}
+    with opened(small(tmp_path, prune_type="none", **rest)) as run:
+        assert not run.finished
+    (folder / "summary.json").write_text("{}")
+    assert script.train(small(tmp_path, prune_type="none", **rest)) == folder
+    assert capsys.readouterr().out == f"{folder} is finished; --overwrite starts anew\n"
+    begun(tmp_path, run_name="l1")
+    with pytest.raises(UserError, match=r"got prune_rate 0\.3 -> 0\.9, prune_scope layer -> global, prune_bias True -> False$"):
+        Run(small(tmp_path, run_name="l1", **rest), "ppo", script.__file__)
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_default_of_an_option_that_it_did_not_know(tmp_path, capsys):
+    folder = begun(tmp_path)
+    change_config(folder, options={"until_cut": None, "prune_scope": None, "num_steps": None})
+    with opened(small(tmp_path)) as run:
+        assert not run.finished
+    change_config(folder, options={"until_cut": None, "prune_scope": None, "num_steps": None})
+    with pytest.raises(UserError, match=r"got num_steps 128 -> 64$"):
+        Run(small(tmp_path, num_steps=64), "ppo", script.__file__)
+    (folder / "summary.json").write_text("{}")
+    script.train(small(tmp_path))
+    assert capsys.readouterr().out == f"{folder} is finished; --overwrite starts anew\n"
+
+
+def test_differences_name_what_both_know_and_each_value():
+    old = {"seed": 1, "gamma": 0.9, "torch": "2.11", "gone": 1}
+    new = {"seed": 2, "gamma": 0.9, "torch": "2.13", "eval_epsilon": 0.01}
+    assert differences(old, new) == "seed 1 -> 2, torch 2.11 -> 2.13"
+    assert differences(old, new, {"seed"}) == "torch 2.11 -> 2.13" and differences(old, old) == ""
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "{}", '{"options": {}}', "\udcff"])
+def test_a_config_that_no_run_wrote_is_none(tmp_path, text):
+    assert read_config(tmp_path) == {}
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert read_config(tmp_path) == {} and read_config(tmp_path / "config.json") == {}
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -62,68 +179,254 @@ def test_an_unfinished_run_starts_again_with_its_own_options_and_is_refused_by_n
 def test_a_folder_of_something_else_is_never_touched(tmp_path, name, text, overwrite):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / name).write_text(text)
-    with pytest.raises(script.UserError, match="--run-name must not name a folder that holds something else than a run"):
-        script.open_run(small(tmp_path, overwrite=overwrite))
+    with pytest.raises(UserError, match="--run-name must not name a folder that holds other files"):
+        Run(small(tmp_path, overwrite=overwrite), "ppo", script.__file__)
     assert [p.name for p in (tmp_path / "r").iterdir()] == [name] and (tmp_path / "r" / name).read_text() == text
 
 
-def test_a_fork_is_held_against_its_parent_until_it_has_a_checkpoint_of_its_own_and_then_needs_it_no_more(tmp_path):
-    parent, config, _ = script.open_run(small(tmp_path, run_name="dense", prune_type="none"))
-    fork = small(tmp_path, fork_from=str(parent))
-    with pytest.raises(script.UserError, match="--fork-from must be the folder of a dense run that has reached its cut"):
-        script.open_run(fork)
-    (parent / "prune_point.pt").touch()
-    folder, _, lock = script.open_run(fork)
-    lock.close()
-    config["resolved"]["torch"] = "1.0"  # the parent was trained anew elsewhere while the fork had nothing yet
-    (parent / "config.json").write_text(json.dumps(config))
-    with pytest.raises(script.UserError, match=r"--fork-from must be a run of the same .*torch 1\.0 -> "):
-        script.open_run(fork)
-    (folder / "checkpoint.pt").touch(), (parent / "prune_point.pt").unlink()
-    assert script.open_run(fork)[1] is not None
-    (folder / "summary.json").touch()
-    assert script.open_run(fork)[1] is None
+def test_a_fork_is_held_against_its_parent_until_it_has_a_checkpoint_of_its_own_and_then_needs_it_no_more(small_run, tmp_path):
+    dense = small_run("ppo", "short", **SHORT["ppo"], prune_type="none")
+    parent = begun(tmp_path, **SHORT["ppo"], run_name="dense", prune_type="none")
+    fork = small(tmp_path, **SHORT["ppo"], fork_from=str(parent))
+    with pytest.raises(UserError, match="--fork-from must be the folder of a dense run that has reached its cut"):
+        Run(fork, "ppo", script.__file__)
+    assert not (tmp_path / "r").exists()
+    shutil.copy(dense / "prune_point.pt", parent)
+    with opened(fork) as run:
+        assert (run.folder / "checkpoint.pt").samefile(parent / "prune_point.pt")
+    (run.folder / "checkpoint.pt").unlink()  # as if it had been killed before it had one
+    change_checkpoint(parent / "prune_point.pt", resolved={"torch": "1.0"})
+    with pytest.raises(UserError, match=r"--fork-from must be a run of the same .*torch 1\.0 -> "):
+        Run(fork, "ppo", script.__file__)
+    shutil.copy(dense / "prune_point.pt", run.folder / "checkpoint.pt")
+    shutil.rmtree(parent)
+    with opened(fork) as run:
+        assert run.checkpoint["global_step"] == 80
+    (run.folder / "summary.json").touch()
+    assert Run(fork, "ppo", script.__file__).finished
 
 
-def test_a_name_too_long_for_the_disk_is_refused(tmp_path):
-    with pytest.raises(script.UserError, match=r"--runs-dir must be a folder that can be written.*File name too long"):
-        script.open_run(small(tmp_path, run_name="x" * 300))
+def test_a_fork_that_loses_its_parent_while_it_begins_ends_with_a_line(small_run, tmp_path, monkeypatch, main, capsys):
+    parent = shutil.copytree(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"), tmp_path / "dense")
+    link_or_copy = run_module.link_or_copy
+
+    def lose_the_parent(source, target):
+        source.unlink()
+        link_or_copy(source, target)
+
+    monkeypatch.setattr(run_module, "link_or_copy", lose_the_parent)
+    options = SHORT["ppo"] | {"fork_from": str(parent), "runs_dir": str(tmp_path), "run_name": "fork"}
+    assert main("ppo", options) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and str(parent / "prune_point.pt") in error
+    monkeypatch.undo()
+    assert main("ppo", options) == 2 and "a dense run that has reached its cut" in capsys.readouterr().err
 
 
-def test_a_run_folder_in_use_is_refused_with_exit_code_75(tmp_path, monkeypatch, capsys):
-    folder, _, _lock = script.open_run(small(tmp_path))
-    with open(folder / ".lock") as other, pytest.raises(BlockingIOError):
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    words = ["--runs-dir", str(tmp_path), "--run-name", "r", "--no-cuda", "--num-envs", "2", "--total-timesteps", "1536"]
-    monkeypatch.setattr("sys.argv", ["ppo_atari_prune.py", *words])
-    with pytest.raises(SystemExit) as caught:
-        script.main()
-    assert caught.value.code == 75 and capsys.readouterr().err == f"error: {folder} is in use by another process\n"
+@pytest.mark.parametrize("state", ["finished", "unfinished", "at its cut"])
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"overwrite": False}, {"overwrite": True, "fork_seed": 1}], ids=str)
+def test_a_fork_into_the_folder_of_its_own_parent_is_refused_or_finds_it_finished(small_run, tmp_path, state, options):
+    parent = shutil.copytree(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"), tmp_path / "r")
+    if state != "finished":
+        (parent / "summary.json").unlink()
+    if state == "at its cut":
+        shutil.copy(parent / "prune_point.pt", parent / "checkpoint.pt")
+    before = contents(parent)
+    for prune_type, folder in (("l1", parent), ("none", f"{tmp_path}/../{tmp_path.name}/r")):
+        args = small(tmp_path, **SHORT["ppo"], fork_from=str(folder), prune_type=prune_type, **options)
+        if state == "finished" and not options["overwrite"]:
+            assert Run(args, "ppo", script.__file__).finished
+        else:
+            with pytest.raises(UserError, match=r"^--fork-from must be another folder than the run's"):
+                Run(args, "ppo", script.__file__)
+    assert contents(parent) == before
+
+
+STRANGE = {
+    "another seed": ("ppo", {"seed": 2}, "seed 1 -> 2"),
+    "another gamma": ("ppo", {"gamma": 0.9}, "gamma 0.99 -> 0.9"),
+    "another width": ("ppo", {"hidden_size": 32}, "hidden_size 64 -> 32"),
+    "another game": ("ppo", {"env_id": "PongNoFrameskip-v4"}, "env_id SpaceInvadersNoFrameskip-v4 -> PongNoFrameskip-v4"),
+    "another cut": ("ppo", {"prune_type": "l1"}, "prune_type none -> l1"),
+    "another algorithm": ("dqn", {}, "exp_name dqn_atari_prune -> ppo_atari_prune"),
+}
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint_previous.pt"])
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_checkpoint_of_another_run_copied_into_a_folder_is_refused_by_what_differs(small_run, tmp_path, case, name):
+    algorithm, options, difference = STRANGE[case]
+    dense = small_run(algorithm, "short", **SHORT[algorithm], prune_type="none")
+    options = SHORT["ppo"] | {"prune_type": "none"} | options
+    folder = begun(tmp_path, **options)
+    shutil.copy(dense / "prune_point.pt", folder / name)
+    before = contents(folder)
+    with pytest.raises(UserError, match=f"^--run-name must .*{re.escape(difference)}"):
+        Run(small(tmp_path, **options), "ppo", script.__file__)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("case", ["another seed", "another gamma", "another width", "another game", "another algorithm"])
+def test_a_prune_point_of_another_run_copied_into_a_parent_is_refused_by_what_differs(small_run, tmp_path, case):
+    algorithm, options, difference = STRANGE[case]
+    dense = small_run(algorithm, "short", **SHORT[algorithm], prune_type="none")
+    options = SHORT["ppo"] | options
+    parent = begun(tmp_path, **options, run_name="dense", prune_type="none")
+    shutil.copy(dense / "prune_point.pt", parent)
+    with pytest.raises(UserError, match=f"^--fork-from must .*{re.escape(difference)}"):
+        Run(small(tmp_path, **options, fork_from=str(parent)), "ppo", script.__file__)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("cut_done", [True, False])
+def test_a_fork_goes_on_from_no_checkpoint_but_its_own_and_its_parents_prune_point(small_run, tmp_path, cut_done):
+    # the same seed and options: from scratch with another criterion, before its cut or after it
+    dense = small_run("ppo", "short", **SHORT["ppo"], prune_type="none")
+    fork = small(tmp_path, **SHORT["ppo"], fork_from=str(dense))
+    with opened(fork) as run:
+        folder = run.folder
+    change_checkpoint(folder / "checkpoint.pt", options={"prune_type": "random"}, cut_done=cut_done)
+    with pytest.raises(UserError, match=r"^--run-name must .*prune_type random -> l1"):
+        Run(fork, "ppo", script.__file__)
+
+
+def test_a_run_from_scratch_is_no_fork_of_the_same_name_with_another_cut(small_run, tmp_path):
+    dense = small_run("ppo", "short", **SHORT["ppo"], prune_type="none")
+    folder = begun(tmp_path, **SHORT["ppo"])
+    before = contents(folder)
+    for options, difference in (
+        ({"prune_type": "random"}, "prune_type l1 -> random"),
+        ({"fork_seed": 3}, "fork_seed None -> 3"),
+    ):
+        with pytest.raises(UserError, match=f"^--run-name must .*{difference}"):
+            Run(small(tmp_path, **SHORT["ppo"], fork_from=str(dense), **options), "ppo", script.__file__)
+    assert contents(folder) == before
+
+
+class Replaced(Exception):
+    """The folder was deleted, and perhaps made anew."""
+
+
+@pytest.mark.parametrize("successor", [True, False])
+@pytest.mark.parametrize(
+    "moment, options",
+    [
+        ("evaluate", {"eval_episodes": 1}),
+        ("log_cut", {"checkpoint_minutes": 1e-9}),
+        ("finish", {}),
+        ("finish", {"save_model": False}),
+        ("save_prune_point", {"prune_type": "none"}),
+    ],
+    ids=str,
+)
+def test_a_run_whose_folder_is_deleted_or_made_anew_notices_it_and_writes_nothing_more(
+    tmp_path, monkeypatch, moment, options, successor, main, capsys
+):
+    folder, expected = tmp_path / "r", {}
+    options = SHORT["ppo"] | {"runs_dir": str(tmp_path), "run_name": "r"} | options
+    then = getattr(Run, moment)
+
+    def replace(run, *args):
+        if folder.exists() and not expected:
+            shutil.rmtree(folder)
+            if successor:
+                with opened(script.Args(**(options | {"seed": 2}))):
+                    (folder / "curves.csv").write_text("of the successor")
+            expected.update(contents(folder) or {"none": b""})
+        return then(run, *args)
+
+    monkeypatch.setattr(Run, moment, replace)
+    assert main("ppo", options) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"error: {folder} was deleted or replaced while this run was at work in it"
+    assert expected == (contents(folder) if successor else {"none": b""}) and folder.exists() == successor
+
+
+def test_curves_that_an_editor_replaces_under_a_run_end_whole(small_run, tmp_path, monkeypatch):
+    whole = small_run("ppo", "short", **SHORT["ppo"], prune_rate=0.5)
+    log_cut, seen = Run.log_cut, []
+
+    def edit(run, *args):
+        file = run.folder / "curves.csv"
+        seen.append(len(rows(file)))
+        write_atomically(file, b"global_step,tag,value\n1,x,2\n")  # another file of the same name, as editors do it
+        log_cut(run, *args)
+
+    monkeypatch.setattr(Run, "log_cut", edit)
+    folder = script.train(small(tmp_path, **SHORT["ppo"], prune_rate=0.5))
+    assert (folder / "curves.csv").read_bytes() == (whole / "curves.csv").read_bytes() and len(seen) == 1
+
+
+def test_a_run_folder_in_use_is_refused_with_exit_code_75(tmp_path, main, capsys):
+    options = SMALL["ppo"] | {"runs_dir": str(tmp_path), "run_name": "r"}
+    with opened(script.Args(**options)) as run:
+        with open(run.folder / ".lock") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(Busy):
+            Run(script.Args(**options), "ppo", script.__file__)
+        assert main("ppo", options) == 75
+        assert capsys.readouterr().err.splitlines()[-1] == f"error: {run.folder} is in use by another process"
+    with opened(script.Args(**options)) as run:
+        assert not run.finished
 
 
 def test_the_default_name_says_every_option_that_shapes_the_result_and_no_other(tmp_path):
-    name = lambda **options: script.default_run_name(script.Args(**options))  # noqa: E731
+    name = lambda **options: default_run_name(script.Args(**options))  # noqa: E731
     assert name() == "SpaceInvadersNoFrameskip-v4__ppo_atari_prune__l1-0.3__s1"
     assert name(prune_type="none", prune_rate=0.5) == "SpaceInvadersNoFrameskip-v4__ppo_atari_prune__none__s1"
+    assert name(prune_type="none", prune_scope="global", prune_bias=False) == name(prune_type="none")
     assert name(env_id="ALE/Pong-v5", seed=7, gamma=0.9) == "ALE-Pong-v5__ppo_atari_prune__l1-0.3__s7__gamma-0.9"
     told = {"track": True, "save_model": False, "overwrite": True, "runs_dir": "x", "capture_video": True}
-    assert name(**told) == name()
+    assert name(**told) == name() and name(fork_from="dense") == name()
+    assert name(prune_type="none", until_cut=True) == name(prune_type="none")
+    assert name(fork_from="dense", fork_seed=2, prune_type="none").endswith("__none-fork2__s1")
     assert re.fullmatch(r"[A-Za-z0-9_.-]+", name(prune_scope="global", prune_bias=False, target_kl=0.02))
+
+
+def test_a_default_name_too_long_for_the_disk_ends_in_a_hash_of_it_and_works(tmp_path):
+    options = {"ent_coef": 0.0123, "vf_coef": 0.4567, "clip_coef": 0.1234, "gae_lambda": 0.9123, "max_grad_norm": 0.4321}
+    options |= {"anneal_lr": False, "clip_vloss": False, "prune_at": 0.456, "num_steps": 100, "run_name": None}
+    args = [small(tmp_path, **options, gamma=gamma) for gamma in (0.987, 0.9871)]
+    names = [default_run_name(each) for each in args]
+    assert [len(name) for name in names] == [197, 197] and names[0][:180] == names[1][:180] and names[0] != names[1]
+    assert all(re.fullmatch("[0-9a-f]{16}", name[181:]) for name in names)
+    assert names[0].startswith("SpaceInvadersNoFrameskip-v4__ppo_atari_prune__l1-0.3__s1__")
+    with opened(args[0]) as run:
+        assert run.folder == tmp_path / names[0] and (run.folder / "config.json").exists()
+    args[0].run_name = names[0]
+    with opened(args[0]) as run:
+        assert run.folder == tmp_path / names[0]
 
 
 def test_config_json_alone_explains_the_run(tmp_path):
     args = small(tmp_path)
-    folder, config, _ = script.open_run(args)
-    written = json.loads((folder / "config.json").read_text())
-    assert written == config and written["options"] == asdict(args) and written["algorithm"] == "ppo"
-    assert written["resolved"].keys() == {"device", "precision", "num_threads", "torch", "ale_py", "source_sha256"}
-    assert len(written["git"]["commit"]) == 40 and written["git"]["dirty"] in (True, False)
+    folder = begun(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["options"] == asdict(args) and config["algorithm"] == "ppo" and config["parent"] is None
+    assert config["resolved"].keys() == {"device", "precision", "num_threads", "torch", "ale_py", "source_sha256"}
+    assert config["versions"].keys() == {"python", "numpy", "gymnasium"} and config["device_name"] and config["command"]
+    assert re.search(r"[0-9a-f]{7,}(-dirty)?$", config["git"])
+    assert identity(config).keys() > {"seed", "gamma", "prune_rate", "torch"} and "runs_dir" not in identity(config)
+
+
+def test_the_signals_that_a_run_listens_to_are_given_back_and_one_that_is_ignored_stays_so(tmp_path):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    with opened(small(tmp_path)) as run:
+        assert [signal.getsignal(number) for number in numbers] == [run.on_signal] * 3
+    assert [signal.getsignal(number) for number in numbers] == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does it
+    try:
+        with opened(small(tmp_path)):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before[2])
 
 
 def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "model.pt"
-    script.write_atomically(file, b"old")
+    write_atomically(file, b"old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
     with pytest.raises(OSError, match="power cut"):
-        script.write_atomically(file, b"new")
+        write_atomically(file, b"new")
     assert file.read_bytes() == b"old"

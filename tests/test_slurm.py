@@ -1,4 +1,4 @@
-"""A sweep as job arrays on a real Slurm of one node: dependencies, a job requeued in the middle, a job that fails."""
+"""A sweep as two job arrays on a real Slurm of one node: dependencies, a job requeued in the middle, a job that fails."""
 
 import os
 import re
@@ -27,47 +27,58 @@ def slurm(tmp_path, monkeypatch):
     subprocess.run(["bash", str(one_node), "down", str(tmp_path / "slurm")], check=True)
 
 
-def told(*words: str) -> str:
+def run(*words: str) -> str:
+    """What a command prints."""
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
-def wait(until, seconds: float = 120) -> None:
+def wait(until, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not until():
-        assert time.monotonic() < deadline, told("squeue") + told("scontrol", "show", "job")
+        assert time.monotonic() < deadline, run("squeue") + run("scontrol", "show", "job")
         time.sleep(0.1)
 
 
-def test_a_sweep_on_slurm_survives_a_requeue_and_a_failing_arm_and_the_same_command_finishes_it(
+def states(job: str) -> dict[int, str]:
+    """State of each task of an array, by its line in the list."""
+    found = re.findall(r"ArrayTaskId=(\d+) .*?JobState=(\w+)", run("scontrol", "show", "job", job), re.S)
+    return {int(line): state for line, state in found}
+
+
+def test_a_sweep_on_slurm_survives_a_requeue_and_a_dense_run_that_fails_and_the_same_command_finishes_it(
     slurm, small_run, tmp_path, monkeypatch
 ):
     runs = tmp_path / "the runs"
-    for name, value in {"PYTHON": sys.executable, "RATES": "0.5", "RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1"}.items():
+    variables = {"SEEDS": "1 2", "RATES": "0.5", "TYPES": "random", "RUNS_DIR": str(runs)}
+    for name, value in (variables | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}).items():
         monkeypatch.setenv(name, value)
-    words = ["bash", str(ROOT / "scripts" / "slurm.sh"), str(ROOT / "scripts" / "sweep_ppo.sh"), *flags(SMALL["ppo"])]
-    words += ["--checkpoint-minutes=0.001"]
-    dense_job, arms_job = re.findall(r"job (\d+)", told(*words))
-    commands = next(runs.glob("slurm-*.txt")).read_text()
-    dense, l1, other = (runs / name for name in re.findall(r"--run-name (\S+)", commands))
-    assert ["none" in dense.name, "l1-0.5" in l1.name, "random-0.5" in other.name] == [True] * 3
-    l1.mkdir()
-    (l1 / "thesis.tex").write_text("years of work")  # not a run folder: the run is refused
+    options = SMALL["ppo"] | {"total_timesteps": 3072}
+    sweep = [str(ROOT / "scripts" / "sweep_ppo.sh"), *flags(options), "--checkpoint-minutes=0.001"]
+    monkeypatch.setenv("DRY_RUN", "1")
+    names = re.findall(r"--run-name (\S+)", run(*sweep))
+    monkeypatch.delenv("DRY_RUN")
+    assert names[:2] == [names[2], names[4]] and len(names) == 6  # lines 1 and 2: to the cuts; 3 to 6: from there on
+    dense, arm, failing, lost = (runs / name for name in names[2:])
+    failing.mkdir(parents=True)
+    (failing / "thesis.tex").write_text("years of work")  # not a run folder: the run is refused
 
+    to_cut, to_end = re.findall(r"job (\d+)", run(str(ROOT / "scripts" / "slurm.sh"), *sweep))
+    log = runs / f"slurm-{to_cut}_1.log"
     wait((dense / "checkpoint.pt").exists)
-    told("scontrol", "requeue", f"{dense_job}_1")
-    wait(lambda: "PENDING" in told("squeue", "-h", "-j", dense_job, "-o", "%T"))
-    wait(lambda: "stopped at step" in (runs / f"slurm-{dense_job}_1.log").read_text(), 30)
-    told("scontrol", "update", f"JobId={dense_job}_1", "StartTime=now")  # it would wait two minutes
-    wait(lambda: not told("squeue", "-h"))
-    assert "goes on at step" in (runs / f"slurm-{dense_job}_1.log").read_text()
-    states = re.findall(r"ArrayTaskId=(\d).*?JobState=(\w+)", told("scontrol", "show", "job", arms_job), re.S)
-    assert dict(states) == {"2": "FAILED", "3": "COMPLETED"}
-    assert same_bits(other, small_run("ppo", prune_type="random", prune_rate=0.5))
+    run("scontrol", "requeue", f"{to_cut}_1")
+    wait(lambda: "PENDING" in run("squeue", "-h", "-j", to_cut, "-o", "%T"))
+    wait(lambda: "stopped by SIGTERM" in log.read_text(), 30)
+    assert not arm.exists() and set(states(to_end).values()) == {"PENDING"}  # they wait for a requeued run too
+    run("scontrol", "update", f"JobId={to_cut}_1", "StartTime=now")  # it would wait two minutes
+    wait(lambda: not run("squeue", "-h"))
+    assert "resumed at step" in log.read_text() and states(to_cut) == {1: "COMPLETED", 2: "FAILED"}
+    assert states(to_end) == {3: "COMPLETED", 4: "COMPLETED", 5: "FAILED", 6: "FAILED"}
+    assert same_bits(arm, small_run("ppo", **options, prune_type="random", prune_rate=0.5))
 
-    (l1 / "thesis.tex").unlink()
-    finished = (other / "summary.json").stat().st_mtime_ns
-    told(*words)
-    wait(lambda: not told("squeue", "-h"))
-    assert same_bits(l1, small_run("ppo", prune_type="l1", prune_rate=0.5))
-    assert summary(l1)["agent_steps_run"] == SMALL["ppo"]["total_timesteps"] // 2
-    assert (other / "summary.json").stat().st_mtime_ns == finished
+    (failing / "thesis.tex").unlink()
+    finished = (arm / "summary.json").stat().st_mtime_ns
+    run(str(ROOT / "scripts" / "slurm.sh"), *sweep)
+    wait(lambda: not run("squeue", "-h"))
+    half = options["total_timesteps"] // 2
+    assert [summary(folder)["agent_steps_run"] for folder in (dense, arm, failing, lost)] == [2 * half, half, 2 * half, half]
+    assert (arm / "summary.json").stat().st_mtime_ns == finished

@@ -4,13 +4,14 @@ import hashlib
 import io
 import random
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import zstandard
 
-from evals import storage
+from prune_utils import storage
 from tests.conftest import SCRIPTS, summary, weights
 
 NETWORKS = {"dqn": SCRIPTS["dqn"].QNetwork, "ppo": SCRIPTS["ppo"].Agent}
@@ -26,8 +27,8 @@ def pruned(tensors: dict[str, torch.Tensor], prune_type: str, rate: float) -> di
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """The same names in the same order, types, shapes and bits: torch.equal alone knows no nan and no -0.0."""
     raw = [[t.contiguous().reshape(-1).view(torch.uint8) for t in tensors.values()] for tensors in (a, b)]
-    told = [[(name, t.dtype, t.shape) for name, t in tensors.items()] for tensors in (a, b)]
-    return told[0] == told[1] and all(map(torch.equal, *raw))
+    names = [[(name, t.dtype, t.shape) for name, t in tensors.items()] for tensors in (a, b)]
+    return names[0] == names[1] and all(map(torch.equal, *raw))
 
 
 # ---------------------------------------------------------------------------------------------------------------- formats
@@ -49,27 +50,21 @@ def test_bytes_of_each_format_are_what_its_values_and_indices_add_up_to(algorith
     assert sizes.keys() - expected.keys() == {"zlib_of_dense", "zstd_of_dense", "packed"}
     for name, size in expected.items():
         assert 0 < sizes[name] - size < 12_000  # the archive around the tensors
-        assert storage.formula_bytes(tensors, name) == pytest.approx(size)
 
 
-def test_break_even_rates_are_those_worked_by_hand():
-    # n entries, s of them zero. COO of a kernel (4 * 8 + 4)(1 - s) n = 4n: 8/9; of a matrix (2 * 8 + 4)(1 - s) n = 4n: 4/5
-    kernel, matrix = {"w": torch.ones(8, 8, 8, 8)}, {"w": torch.ones(512, 4096)}
-    assert storage.break_even(kernel)["coo"] == pytest.approx(8 / 9)
-    assert storage.break_even(matrix)["coo"] == pytest.approx(4 / 5)
-    # CSR: 12 (1 - s) n + 8 * 513 = 4n; 8 (1 - s) n + 4 * 513 = 4n; bitmask: 4 (1 - s) n + n / 8 = 4n; its fp16 always
-    n = 512 * 4096
-    even = storage.break_even(matrix)
-    assert even["csr_int64"] == pytest.approx(2 / 3 + 8 * 513 / 12 / n)
-    assert even["csr_int32"] == pytest.approx(1 / 2 + 4 * 513 / 8 / n)
-    assert even["bitmask"] == pytest.approx(1 / 32) and even["bitmask_fp16_lossy"] == 0
-
-
-def test_a_crossing_is_where_the_ratio_falls_below_1_for_good():
-    # from 2 at .5 to .5 at .8 it falls by 1.5, the first 1 of which leads to 1: .5 + .3 * 1 / 1.5 = .7
-    assert storage.crossing([0.0, 0.5, 0.8], [3.0, 2.0, 0.5]) == pytest.approx(0.7)
-    assert storage.crossing([0.0, 0.5, 0.8, 0.9], [0.9, 1.0, 0.5, 0.4]) == pytest.approx(0.5)
-    assert storage.crossing([0.0, 0.5], [0.9, 0.8]) == 0.0 and storage.crossing([0.0, 0.5], [0.9, 1.1]) is None
+def test_real_files_are_smaller_than_the_dense_one_from_the_rates_on_that_are_worked_by_hand():
+    # n entries, a share s of them zero. COO of a matrix: (2 * 8 + 4)(1 - s) n = 4n, 4/5; of a kernel (4 * 8 + 4)(1 - s) n: 8/9
+    # CSR of 256 rows: 12 (1 - s) n + 8 * 257 = 4n; 8 (1 - s) n + 4 * 257 = 4n; bitmask: 4 (1 - s) n + n / 8 = 4n, 1/32
+    n = 256 * 1024
+    matrix = {"coo": 4 / 5, "csr_int64": 2 / 3 + 8 * 257 / 12 / n, "csr_int32": 1 / 2 + 4 * 257 / 8 / n, "bitmask": 1 / 32}
+    values = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    for shape, by_hand in (((256, 1024), matrix), ((64, 64, 8, 8), {"coo": 8 / 9})):
+        for name, rate in by_hand.items():
+            for share, smaller in ((rate - 0.003, False), (rate + 0.003, True)):
+                zeros = torch.arange(n) < round(share * n)
+                sizes = storage.storage_bytes({"w": torch.where(zeros, 0.0, values).view(shape)})
+                assert (sizes[name] < sizes["dense"]) == smaller and 0 < sizes["dense"] - 4 * n < 2000
+                assert sizes["bitmask_fp16_lossy"] < sizes["dense"]  # 2 (1 - s) n + n / 8 < 4n: always
 
 
 # ----------------------------------------------------------------------------------------------------------- packed form
@@ -106,6 +101,21 @@ def test_every_type_shape_and_special_value_comes_back_bit_for_bit():
     assert same(storage.unpack(storage.pack(tensors)), tensors)
     for name, t in tensors.items():
         assert same(storage.unpack(storage.pack({name: t})), {name: t})
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_weights_are_loaded_from_a_folder_or_either_file_by_path_or_string(kind, tmp_path):
+    tensors = {"w": torch.tensor([1.0, 0.0, -2.0])}
+    torch.save(tensors, tmp_path / "model.pt")
+    for place in (tmp_path, tmp_path / "model.pt"):
+        assert same(storage.load_weights(kind(place)), tensors)
+    (tmp_path / "model.pt").unlink()
+    (tmp_path / "model_packed.npz").write_bytes(storage.pack(tensors))
+    for place in (tmp_path, tmp_path / "model_packed.npz"):
+        assert same(storage.load_weights(kind(place)), tensors)
+    (tmp_path / "model_packed.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.pt"):
+        storage.load_weights(kind(tmp_path))
 
 
 def test_a_packed_file_that_is_cut_short_or_altered_anywhere_is_refused():
@@ -172,8 +182,7 @@ def test_a_run_leaves_its_packed_model_and_its_summary_weighs_every_file(small_r
     folder = small_run(algorithm, prune_type="l1", prune_rate=0.5)
     tensors = weights(folder)
     assert same(storage.unpack((folder / "model_packed.npz").read_bytes()), tensors)
-    told = summary(folder)
-    assert told["disk"] == storage.storage_bytes(tensors)
-    assert told["disk"]["packed"] == (folder / "model_packed.npz").stat().st_size
-    assert told["disk"]["dense"] == (folder / "model.pt").stat().st_size
-    assert told["disk_break_even_rate"] == storage.break_even(tensors)
+    sizes = summary(folder)["disk"]
+    assert sizes == storage.storage_bytes(tensors)
+    assert sizes["packed"] == (folder / "model_packed.npz").stat().st_size
+    assert sizes["dense"] == (folder / "model.pt").stat().st_size

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -11,133 +12,273 @@ import time
 from pathlib import Path
 
 import pytest
-import tyro
 import yaml
 
+from checks import plan_sweep
+from prune_utils.basics import parse_options
+from prune_utils.run import CRITERIA, default_run_name
 from tests.conftest import SCRIPTS, SMALL, flags, summary
 from tests.test_resume import same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = {"dqn": ["0.05", "0.1", "0.3", "0.5", "0.8"], "ppo": ["0.1", "0.3", "0.5"]}
+VARIABLES = ("OMP_NUM_THREADS", "SEEDS", "RATES", "TYPES", "GAMES", "AA", "FORKS", "JOBS", "RUNS_DIR", "DRY_RUN")
 both = pytest.mark.parametrize("algorithm", SCRIPTS)
+
+
+@pytest.fixture(autouse=True)
+def no_orphans(tmp_path):
+    """A sweep goes on without a test that failed."""
+    yield
+    subprocess.run(["pkill", "-9", "-f", "--", f"--runs-dir {tmp_path} "])
 
 
 def sweep(algorithm: str, *options: str, **environment: str) -> tuple[list[str], dict]:
     """Words and environment of a sweep."""
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHON": sys.executable} | environment
+    environment = {k: v for k, v in os.environ.items() if k not in VARIABLES} | {"PYTHON": sys.executable} | environment
     return ["bash", str(ROOT / "scripts" / f"sweep_{algorithm}.sh"), *options], environment
 
 
 def run(algorithm: str, *options: str, **environment: str) -> subprocess.CompletedProcess:
     words, environment = sweep(algorithm, *options, **environment)
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
 
 
+def plan(algorithm: str, *options: str, **environment: str) -> None:
+    """Run plan_sweep in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in VARIABLES:
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        plan_sweep.plan(algorithm, list(options))
+
+
+def runs_of(algorithm: str, printed: str) -> list:
+    """The options of each command that a dry run prints."""
+    commands = [shlex.split(line) for line in printed.splitlines()]
+    assert all(words[:2] == [sys.executable, f"{algorithm}_atari_prune.py"] for words in commands)
+    return [parse_options(SCRIPTS[algorithm].Args, "", words[2:]) for words in commands]
+
+
+def process_of(name: str, deadline: float = 60) -> int:
+    """The process id of the training of this name."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        found = subprocess.run(["pgrep", "-f", f"^[^ ]*python[^ ]* .*_atari_prune.py .*{name}"], capture_output=True, text=True)
+        if found.stdout:
+            return int(found.stdout.split()[0])
+        time.sleep(0.05)
+    raise AssertionError(f"{name} was never started")
+
+
+# -------------------------------------------------------------------------------------------------------------- the list
 @both
-def test_a_dry_run_prints_the_study_s_commands_dense_twins_first_and_every_one_parses(algorithm, tmp_path):
-    matrix = {
-        "DRY_RUN": "1",
-        "SEEDS": "1 2",
-        "GAMES": "ALE/Pong-v5 BreakoutNoFrameskip-v4",
-        "AA": "1",
-        "RUNS_DIR": str(tmp_path),
-    }
+def test_a_dry_run_prints_the_study_s_commands_in_two_phases_dense_runs_first_and_every_one_parses(algorithm, tmp_path):
+    games, seeds = ["ALE/Pong-v5", "BreakoutNoFrameskip-v4"], [1, 2]
+    matrix = {"DRY_RUN": "1", "SEEDS": "1 2", "GAMES": " ".join(games), "AA": "1", "RUNS_DIR": str(tmp_path)}
     printed = run(algorithm, "--total-timesteps", "100000", "--track", **matrix)
     assert printed.returncode == 0, printed.stderr
-    commands = [shlex.split(line) for line in printed.stdout.splitlines()]
-    assert all(words[1] == f"{algorithm}_atari_prune.py" for words in commands)
-    arms = [tyro.cli(SCRIPTS[algorithm].Args, args=words[2:]) for words in commands]
-    assert all(args.total_timesteps == 100_000 and args.track and args.num_threads >= 1 for args in arms)
-    one = {(kind, rate) for kind in ("l1", "random") for rate in STUDY[algorithm]}
-    assert len(arms) == 2 * 2 * (1 + len(one) + 1) == len({args.run_name for args in arms})
-    begun = {}
-    for args in arms:
-        assert args.run_name == SCRIPTS[algorithm].default_run_name(args)
-        begun[str(tmp_path / args.run_name)] = args
+    parsed = runs_of(algorithm, printed.stdout)
+    assert all(args.total_timesteps == 100_000 and args.track and args.num_threads >= 1 for args in parsed)
+    to_cut, to_end = parsed[:4], parsed[4:]
+    assert all(args.until_cut for args in to_cut) and not any(args.until_cut for args in to_end)
+    assert [(args.seed, args.env_id, args.prune_type) for args in to_cut] == [(s, g, "none") for s in seeds for g in games]
+    one = {(kind, rate) for kind in CRITERIA for rate in STUDY[algorithm]}
+    assert len(to_end) == 2 * 2 * (1 + len(one) + 1) == len({args.run_name for args in to_end})
+    assert all(args.run_name == default_run_name(args) for args in parsed)
+    at_cut = {str(tmp_path / args.run_name): args for args in to_cut}
+    for args in to_end:
         if args.fork_from:
-            twin = begun[args.fork_from]
-            assert (twin.prune_type, twin.seed, twin.env_id) == ("none", args.seed, args.env_id)
-    for seed in (1, 2):
-        for game in matrix["GAMES"].split():
-            mine = [args for args in arms if (args.seed, args.env_id) == (seed, game)]
-            assert {(args.prune_type, f"{args.prune_rate:g}") for args in mine if args.prune_type != "none"} == one
-            assert [args.fork_seed for args in mine[:2]] == [None, 1]  # a sweep that is cut short has its control
-            assert all(args.prune_type != "none" for args in mine[2:])
+            dense = at_cut[args.fork_from]
+            assert (dense.seed, dense.env_id) == (args.seed, args.env_id)
+    commands = printed.stdout.splitlines()
+    assert {line.removesuffix(" --until-cut") for line in commands[:4]} <= set(commands[4:])  # the second halves
+    for seed, game in itertools.product(seeds, games):
+        mine = [args for args in to_end if (args.seed, args.env_id) == (seed, game)]
+        assert {(args.prune_type, f"{args.prune_rate:g}") for args in mine if args.prune_type != "none"} == one
+        assert [args.fork_seed for args in mine[:2]] == [None, 1]  # a sweep that is cut short has its control
+        assert all(args.prune_type != "none" and args.fork_seed is None for args in mine[2:])
     dense, arms = 4, 4 * (2 * len(STUDY[algorithm]) + 1)
     assert f"{dense + arms} runs of" in printed.stderr and f"{arms} of them forked" in printed.stderr
     assert not list(tmp_path.iterdir())
 
 
+@both
+def test_the_names_of_the_default_sweep_stay_what_they_are(algorithm, monkeypatch, capsys):
+    monkeypatch.setattr(plan_sweep, "uses_cuda", lambda cuda: False)
+    plan(algorithm, "--eval-episodes", "100", AA="1", RATES="0.50 0.05", SEEDS="4")
+    names = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
+    start, end = f"SpaceInvadersNoFrameskip-v4__{algorithm}_atari_prune__", "__s4__num_threads-1__eval_episodes-100"
+    arms = ["none", "none", "none-fork1", "l1-0.5", "random-0.5", "l1-0.05", "random-0.05"]
+    assert names == [[f"{start}{arm}{end}", f"{start}none{end}"] for arm in arms]
+
+
+def test_types_drops_a_criterion_and_forks_makes_so_many_of_every_arm_dense_included(capsys, tmp_path):
+    plan("ppo", TYPES="l1", FORKS="3", RATES="0.5 0.9", AA="1", RUNS_DIR=str(tmp_path))
+    lines = [line.split(" ", 2)[2] for line in capsys.readouterr().out.splitlines()[1:]]
+    to_cut, dense, *arms = runs_of("ppo", "\n".join(lines))
+    assert to_cut.until_cut and to_cut.run_name == dense.run_name and dense.fork_from is None
+    made = [(args.prune_type, args.prune_rate if args.prune_type != "none" else None, args.fork_seed) for args in arms]
+    every = [("none", None), ("l1", 0.5), ("l1", 0.9)]
+    assert made == [(kind, rate, fork_seed) for kind, rate in every for fork_seed in (1, 2, 3)]
+    assert {args.fork_from for args in arms} == {str(tmp_path / dense.run_name)}
+
+
+def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_free(monkeypatch, capsys):
+    """A second start beside the orphans of a killed sweep would train everything anew."""
+    monkeypatch.setattr(plan_sweep, "uses_cuda", lambda cuda: cuda)
+    monkeypatch.setattr(plan_sweep, "cores", lambda: 16)
+    monkeypatch.setattr(plan_sweep.torch.cuda, "device_count", lambda: 2)
+    jobs, lists = [], []
+    for free, variables in ((70e9, {}), (3.5e9, {}), (0.0, {}), (70e9, {"JOBS": "3"}), (70e9, {"CUDA_VISIBLE_DEVICES": "5,2"})):
+        monkeypatch.setattr(plan_sweep.torch.cuda, "mem_get_info", lambda free=free: (free, 80e9))
+        plan("ppo", **variables)
+        first, *rest = capsys.readouterr().out.splitlines()
+        jobs.append(first)
+        lists.append(rest)
+    assert jobs == ["16 0,1", "6 0,1", "2 0,1", "3 0,1", "16 5,2"]
+    assert all(other == lists[0] for other in lists) and "__num_threads-1" in lists[0][0]  # 16 cores for 2 GPUs of 8 runs each
+    plan("ppo", "--num-threads", "4")
+    assert "__num_threads-4" in capsys.readouterr().out.splitlines()[1]
+
+
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("words", "says"),
     [
-        (["--prune-rate", "0.3"], "--prune-rate can't be an option of every run: it is set by RATES"),
-        (["--seed=3"], "--seed=3 can't be an option of every run: it is set by SEEDS"),
-        (["--gamma", "2"], "--gamma must lie in [0, 1], got 2.0"),
-        (["--gama", "0.9"], "--gama"),
-        (["RATES=0.5 1.5"], "--prune-rate must lie in [0, 1), got 1.5"),
-        (["SEEDS=one"], "--seed"),
-        (["GAMES=CartPole-v1"], "--env-id must be an Atari game, got CartPole-v1"),
-        (["RATES=0.50 0.5"], "error: RATES must be written in short and once, as 0.5, got 0.50 0.5"),
-        (["SEEDS= "], "error: SEEDS must be written in short and once, as at least one word, got"),
-        (["--overwrite"], "--overwrite can't be an option of every run: arms would fork from a run that is started anew"),
-        (["JOBS=many"], "error: JOBS must be a whole number, got many"),
+        ("--prune-rate 0.3", "--prune-rate can't be an option of every run: it is set by RATES"),
+        ("--prune_type=l1", "--prune_type=l1 can't be an option of every run: it is set by TYPES"),
+        ("--seed=3", "--seed=3 can't be an option of every run: it is set by SEEDS"),
+        ("--until-cut", "--until-cut can't be an option of every run: it is set by the sweep itself"),
+        ("--overwrite", "--overwrite can't be an option of every run: arms would fork from a run that starts anew"),
+        ("--gamma 2", "error: --gamma must lie in [0, 1], got 2.0"),
+        ("--gama 0.9", "--gama"),
+        ("RATES=0.5,2", "error: RATES: --prune-rate must lie in [0, 1), got 2.0"),
+        ("RATES=half", "error: RATES must be numbers separated by spaces, got half"),
+        ("RATES=0.50,0.5", "error: SEEDS, RATES, TYPES and GAMES must give each run once"),
+        ("SEEDS=a", "error: SEEDS must be whole numbers separated by spaces, got a"),
+        ("SEEDS=-1", "error: SEEDS: --seed must be at least 0, got -1"),
+        ("SEEDS=,", "error: SEEDS must be whole numbers separated by spaces, got"),
+        ("TYPES=foo,l1", "error: TYPES must be words of l1 random, got foo"),
+        ("GAMES=CartPole-v1", "error: GAMES: --env-id must be an Atari game, got CartPole-v1"),
+        ("JOBS=x", "error: JOBS must be a whole number, got x"),
+        ("AA=yes", "error: AA must be 0 or 1, got yes"),
+        ("DRY_RUN=2", "error: DRY_RUN must be 0 or 1, got 2"),
+        ("FORKS=-3", "error: FORKS must be a whole number, got -3"),
     ],
 )
-def test_what_no_run_would_take_is_refused_before_any_run(options, says, tmp_path):
-    words = [word for word in options if not word[0].isupper()]
-    matrix = dict(word.split("=", 1) for word in options if word not in words)
-    refused = run("ppo", *words, RUNS_DIR=str(tmp_path), **matrix)
-    assert refused.returncode == 2 and says in " ".join(refused.stderr.split()) and not list(tmp_path.iterdir())
+def test_what_no_run_would_take_is_refused_in_one_line(words, says, monkeypatch, capsys):
+    variables = dict([words.replace(",", " ").split("=")]) if words[0].isupper() else {}
+    monkeypatch.setattr(sys, "argv", ["plan_sweep", "ppo", *([] if variables else words.split())])
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as refused:
+        plan_sweep.main()
+    printed = capsys.readouterr()
+    assert refused.value.code == 2 and says in " ".join(printed.err.split()) and printed.out == ""
+    assert printed.err.count("\n") == 1 or words == "--gama 0.9"  # tyro draws a box around that
+
+
+def test_a_sweep_that_is_refused_starts_nothing(tmp_path):
+    refused = run("ppo", TYPES="foo", RUNS_DIR=str(tmp_path / "runs"))
+    assert refused.returncode == 2 and refused.stderr == "error: TYPES must be words of l1 random, got foo\n"
+    assert refused.stdout == "" and not list(tmp_path.iterdir())
 
 
 def test_the_plan_of_a_sweep_that_is_gone_ends_without_a_word():
     unread, written = os.pipe()
     os.close(unread)
-    environment = os.environ | {"SEEDS": "1", "RATES": "0.5", "GAMES": "PongNoFrameskip-v4"}
-    words = [sys.executable, str(ROOT / "scripts" / "plan.py"), "ppo"]
-    ended = subprocess.run(words, env=environment, stdout=written, stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "checks.plan_sweep", "ppo"]
+    ended = subprocess.run(words, cwd=ROOT, stdout=written, stderr=subprocess.PIPE, text=True)
     os.close(written)
     assert ended.returncode == -signal.SIGPIPE and ended.stderr.count("\n") == 1  # what the sweep costs
 
 
-def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_for_nothing(tmp_path):
+# -------------------------------------------------------------------------------------------------------------- the cost
+def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_for_nothing(tmp_path, capsys):
     for arm, text in (("none", '{"time": {"agent_steps_per_second_while_learning": 100.0}}'), ("l1-0.5", "{")):
         folder = tmp_path / f"SpaceInvadersNoFrameskip-v4__ppo_atari_prune__{arm}__s1"
         folder.mkdir()
         (folder / "summary.json").write_text(text)
     # 1 dense run of 359,424 steps, 2 arms of 179,200: 717,824, / 100 / 2 side by side / 3600 = 1.0 hours
-    options = {"RUNS_DIR": str(tmp_path), "RATES": "0.5", "JOBS": "2", "DRY_RUN": "1"}
-    printed = run("ppo", "--total-timesteps", "360000", **options)
-    assert f"about 1.0 hours at the speed of 1 finished runs in {tmp_path};" in printed.stderr
+    plan("ppo", "--total-timesteps", "360000", RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
+    assert f"about 1.0 hours at the speed of 1 finished runs in {tmp_path};" in capsys.readouterr().err
 
 
-def test_finished_arms_need_no_prune_point_and_others_do_not_wait_for_one_that_never_comes(tmp_path):
-    options, environment = flags(SMALL["dqn"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
-    assert run("dqn", *options, **environment).returncode == 0
-    dense, l1, random_ = (next(tmp_path.glob(f"*__{arm}__*/summary.json")).parent for arm in ("none", "l1-0.5", "random-0.5"))
-    assert summary(l1)["agent_steps_run"] == summary(random_)["agent_steps_run"] == SMALL["dqn"]["total_timesteps"] // 2
-    (dense / "prune_point.pt").unlink(), (l1 / "summary.json").unlink()
-    again = run("dqn", *options, **environment)
-    assert again.returncode == 1 and f"failed {l1.name} (delete {dense}, which is finished" in again.stdout
-    assert f"finished {random_.name}" in again.stdout and (random_ / "summary.json").exists()
+def machine(root: Path, cgroup: str, files: dict[str, int | str]) -> Path:
+    """A root folder of a machine with 16 GiB, 12 of them free, and these cgroups."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "meminfo").write_text(f"MemTotal:  {16 << 20} kB\nMemFree: 5 kB\nMemAvailable:  {12 << 20} kB\n")
+    (root / "proc" / "self" / "cgroup").write_text(cgroup)
+    for name, text in files.items():
+        (root / "sys/fs/cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys/fs/cgroup" / name).write_text(f"{text}\n")
+    return root
 
 
+GIB = 1 << 30
+V2 = {"memory.max": 4 * GIB, "memory.current": 3 * GIB, "memory.stat": f"anon {GIB}\nfile {2 * GIB}"}  # 1 GiB is not cache
+V1 = {"memory.limit_in_bytes": 4 * GIB, "memory.usage_in_bytes": 3 * GIB, "memory.stat": f"cache 0\ntotal_cache {2 * GIB}"}
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "folder", "files"),
+    [
+        ("0::/", "", V2),  # a container
+        ("0::/a/b", "a", V2 | {"b/memory.max": "max"}),  # a limit above
+        ("0::/a/b", "a/b", V2),
+        ("0::/docker/123", "", V2),  # the path of the host, seen in a container
+        ("5:devices:/\n4:memory:/a\n0::/", "memory/a", V1),
+        ("4:cpu,memory:/docker/123\n0::/", "memory", V1),
+    ],
+)
+def test_the_memory_is_that_of_the_tightest_cgroup_and_cached_files_in_it_count_as_free(cgroup, folder, files, tmp_path):
+    root = machine(tmp_path, cgroup, {os.path.join(folder, name): text for name, text in files.items()})
+    assert plan_sweep.memory(root) == (3 * GIB, 4 * GIB)
+
+
+@pytest.mark.parametrize("cgroup", ["0::/a", "4:memory:/\n0::/", "1:cpu:/memory"])
+def test_without_a_limit_the_memory_is_that_of_the_machine(cgroup, tmp_path):
+    unlimited = {"a/memory.max": "max", "memory/memory.limit_in_bytes": 9223372036854771712, "memory/memory.usage_in_bytes": 0}
+    root = machine(tmp_path, cgroup, unlimited | {"memory/memory.stat": "total_cache 0"})
+    assert plan_sweep.memory(root) == (12 * GIB, 16 * GIB)
+
+
+def test_where_not_even_one_run_fits_the_sweep_says_what_is_needed_and_jobs_overrules_it(monkeypatch, capsys):
+    monkeypatch.setattr(plan_sweep, "memory", lambda: (3.5e9, 4.0e9))
+    monkeypatch.setattr(plan_sweep, "cores", lambda: 8)
+    # a run takes 1 GB, and DQN's buffer 1M * 7,061 bytes
+    with pytest.raises(
+        OSError, match=r"one run needs about 8.1 GB of memory, .* has 4.0 GB: take a smaller --buffer-size; JOBS=1"
+    ):
+        plan("dqn", "--no-cuda")
+    assert capsys.readouterr().out == ""
+    for variables, jobs in (({"JOBS": "1"}, 1), ({"DRY_RUN": "1"}, 1)):  # a dry run may be of another machine
+        plan("dqn", "--no-cuda", **variables)
+        assert capsys.readouterr().out.splitlines()[0] == f"{jobs} -"
+    plan("dqn", "--no-cuda", "--buffer-size", "10000")
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0] == "3 -" and "memory 3.2 GB of 3.5 GB" in printed.err
+
+
+# ----------------------------------------------------------------------------------------------------------------- sweeps
 @both
 def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of_runs_made_alone(
     small_run, algorithm, tmp_path
 ):
     options = [*flags(SMALL[algorithm]), "--checkpoint-minutes=0.005"]
-    words, environment = sweep(algorithm, *options, RATES="0.5", RUNS_DIR=str(tmp_path))
-    rng, environment = random.Random(3), environment | {"JOBS": "2"}
-    gone_on = lambda: sum(log.read_text().count("goes on at step") for log in tmp_path.glob("*.log"))  # noqa: E731
+    words, environment = sweep(algorithm, *options, RATES="0.5", RUNS_DIR=str(tmp_path), JOBS="2")
+    rng = random.Random(3)
+    resumed = lambda: sum(len(re.findall(r"resumed at step", log.read_text())) for log in tmp_path.glob("*.log"))  # noqa: E731
     for sign, number in (
-        ("*none*/checkpoint.pt", signal.SIGKILL),  # the dense run is on its way
-        ("*-0.5*/checkpoint.pt", signal.SIGKILL),  # so is an arm
-        ("*/summary.json", signal.SIGTERM),  # a run is finished, and another goes on
+        ("*none*/checkpoint.pt", signal.SIGKILL),  # the dense run is on its way to its cut
+        ("*-0.5*/checkpoint.pt", signal.SIGKILL),  # an arm is on its way
+        ("*/summary.json", signal.SIGTERM),  # a run is finished, and another resumed
     ):
-        before, process = gone_on(), subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-        while not (list(tmp_path.glob(sign)) and (number == signal.SIGKILL or gone_on() > before)):
+        before, process = resumed(), subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        while not (list(tmp_path.glob(sign)) and (number == signal.SIGKILL or resumed() > before)):
             assert process.poll() is None
             time.sleep(0.05)
         time.sleep(0.5 * rng.random())
@@ -145,11 +286,8 @@ def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of
             subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=True)
         process.send_signal(number)
         assert process.wait() == (143 if number == signal.SIGTERM else -9)
-    assert any("by SIGTERM" in log.read_text() for log in tmp_path.glob("*.log"))
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "  3 of 3 done, 0 running, 0 failed, 0.0 hours left" in done.stdout, (
-        done.stdout + done.stderr
-    )
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and " (3 of 3)" in done.stdout, done.stdout + done.stderr
     folders = {summary(folder)["arm"]: folder for folder in tmp_path.iterdir() if folder.is_dir()}
     assert folders.keys() == {"none", "l1-0.5", "random-0.5"}
     for prune_type in ("none", "l1", "random"):
@@ -162,15 +300,39 @@ def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/*") if file.name != ".lock"}.items() <= written.items()
 
 
+def test_runs_of_a_killed_driver_go_on_and_a_second_sweep_waits_for_them_and_trains_nothing_twice(tmp_path):
+    options = flags(SMALL["ppo"] | {"eval_episodes": 0})
+    words, environment = sweep("ppo", *options, RATES="0.5", TYPES="l1", RUNS_DIR=str(tmp_path), JOBS="2")
+    driver = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    orphan = process_of(f"__none__.*--runs-dir {tmp_path} ")
+    while not list(tmp_path.glob("*/config.json")):
+        time.sleep(0.05)
+    subprocess.run(["pkill", "-9", "-s", str(driver.pid), "-x", "bash|xargs"], check=True)  # all but the training
+    os.kill(orphan, signal.SIGSTOP)
+    second = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    (log,) = tmp_path.glob("*.log")
+    while "is in use by another process" not in log.read_text():
+        assert second.poll() is None
+        time.sleep(0.05)
+    os.kill(orphan, signal.SIGCONT)
+    printed, errors = second.communicate(timeout=600)
+    assert second.returncode == 0 and " (2 of 2)" in printed, printed + errors
+    half = SMALL["ppo"]["total_timesteps"] // 2
+    ran = {summary(folder)["arm"]: summary(folder)["agent_steps_run"] for folder in tmp_path.iterdir() if folder.is_dir()}
+    assert ran == {"none": 2 * half, "l1-0.5": half}
+    logs = "".join(file.read_text() for file in tmp_path.glob("*.log"))
+    assert set(re.findall(r" at step ([\d,]+) of", logs)) == {f"{half:,}"}
+
+
 def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_runs_only_that_one_again(tmp_path):
     options, environment = flags(SMALL["ppo"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
     dry = run("ppo", *options, **environment, DRY_RUN="1").stdout
-    name = next(word for word in shlex.split(dry) if "l1-0.5" in word)
+    name = next(args.run_name for args in runs_of("ppo", dry) if args.prune_type == "l1")
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.tex").write_text("years of work")
     done = run("ppo", *options, **environment)
-    assert done.returncode == 1 and f"failed {name} (exit 2, see {tmp_path / name}.log)" in done.stdout
-    assert "error: 1 runs failed" in done.stderr and done.stdout.count("finished ") == 2
+    assert done.returncode == 1 and f"failed {name} (exit 2, see {tmp_path / name}.log)\n" in done.stdout
+    assert "error: 1 of 3 runs failed" in done.stderr and done.stdout.count("finished ") == 2
     (tmp_path / name / "thesis.tex").unlink()
     again = run("ppo", *options, **environment)
     assert again.returncode == 0 and again.stdout.count("finished ") == 3
@@ -178,27 +340,68 @@ def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_runs_o
     assert {name for name, text in logs.items() if "is finished; --overwrite starts anew" not in text} == {name}
 
 
-def test_arms_of_a_dense_run_that_was_stopped_alone_do_not_wait_for_it_and_the_same_command_goes_on(tmp_path):
+def test_arms_of_a_dense_run_that_fails_are_named_and_not_started_and_other_seeds_finish(tmp_path):
+    options = flags(SMALL["ppo"] | {"eval_episodes": 0})
+    environment = {"RATES": "0.5", "TYPES": "l1", "SEEDS": "1 2", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
+    words, sweep_environment = sweep("ppo", *options, **environment)
+    driver = subprocess.Popen(words, env=sweep_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    os.kill(process_of(f"__none__s1__.*--runs-dir {tmp_path} "), signal.SIGKILL)  # as the kernel does when memory is short
+    printed, errors = driver.communicate(timeout=600)
+    dense, arm = (next(iter(re.findall(rf"failed (\S+__{kind}__s1__\S+) ", printed)), "") for kind in ("none", "l1-0.5"))
+    assert driver.returncode == 1 and "error: 2 of 4 runs failed" in errors, printed + errors
+    assert f"failed {dense} (exit 137, see {tmp_path / dense}.log)\n" in printed
+    assert f"failed {arm} (not started: {tmp_path / dense} has no prune point" in printed and not (tmp_path / arm).exists()
+    assert sorted(re.findall(r"finished \S+prune__(.+?)__(s\d)__", printed)) == [("l1-0.5", "s2"), ("none", "s2")]
+    done = run("ppo", *options, **environment)
+    assert done.returncode == 0 and done.stdout.count("finished ") == 4, done.stdout + done.stderr
+
+
+def test_arms_of_a_dense_run_that_was_stopped_alone_do_not_wait_for_it_and_the_same_command_resumes(tmp_path):
     options, matrix = flags(SMALL["ppo"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
     words, environment = sweep("ppo", *options, **matrix)
     driver = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    dense = ["pkill", "-TERM", "-f", f"^[^ ]*python[^ ]* ppo_atari_prune.py .* --runs-dir {tmp_path} "]
-    while subprocess.run(dense).returncode:
-        assert driver.poll() is None
-        time.sleep(0.1)
-    printed, errors = driver.communicate(timeout=60)
-    assert driver.returncode == 143 and "stopped: 3 runs are not finished" in errors, printed + errors
-    assert printed.count("(no prune point of its twin)") == 2
+    os.kill(process_of(f"__none__.*--runs-dir {tmp_path} "), signal.SIGTERM)
+    printed, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 143 and "stopped: 3 of 3 runs are not finished" in errors, printed + errors
+    assert printed.count("has no prune point") == 2
     done = run("ppo", *options, **matrix)
     assert done.returncode == 0 and done.stdout.count("finished ") == 3, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_sigterm_ctrl_c_and_a_closed_terminal_let_the_run_write_its_checkpoint(number, tmp_path):
+    options = flags(SMALL["ppo"] | {"eval_episodes": 0, "total_timesteps": 51200})
+    words, environment = sweep("ppo", *options, "--checkpoint-minutes=0.001", RATES="0.5", RUNS_DIR=str(tmp_path), JOBS="2")
+    default = lambda: signal.signal(number, signal.SIG_DFL)  # noqa: E731 # where the tests run in the background it is ignored
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    driver = subprocess.Popen(words, env=environment, preexec_fn=default, **pipes)
+    while not list(tmp_path.glob("*/checkpoint.pt")):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.send_signal(number)
+    printed, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 143 and "stopped: 3 of 3 runs are not finished; the same command resumes them" in errors
+    assert printed.count("stopped ") == 1 and "by SIGTERM" in next(tmp_path.glob("*.log")).read_text()
+
+
+def test_finished_arms_need_no_prune_point_and_others_are_named_with_what_to_do(tmp_path):
+    options, environment = flags(SMALL["dqn"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
+    assert run("dqn", *options, **environment).returncode == 0
+    dense, l1, random_ = (next(tmp_path.glob(f"*__{arm}__*/summary.json")).parent for arm in ("none", "l1-0.5", "random-0.5"))
+    assert summary(l1)["agent_steps_run"] == summary(random_)["agent_steps_run"] == SMALL["dqn"]["total_timesteps"] // 2
+    (dense / "prune_point.pt").unlink(), (l1 / "summary.json").unlink()
+    again = run("dqn", *options, **environment)
+    assert again.returncode == 1
+    assert f"failed {l1.name} (not started: {dense} has no prune point; if that run is finished, delete it)" in again.stdout
+    assert f"finished {random_.name}" in again.stdout and (random_ / "summary.json").exists()
 
 
 def test_the_file_for_wandb_agents_holds_the_ppo_matrix_in_words_that_the_script_takes():
     config = yaml.safe_load((ROOT / "scripts" / "wandb_sweep.yaml").read_text())
     grid = {name: parameter["values"] for name, parameter in config["parameters"].items()}
-    assert [f"{rate:g}" for rate in grid["prune_rate"]] == STUDY["ppo"] and grid["prune_type"] == ["none", "l1", "random"]
+    assert [f"{rate:g}" for rate in grid["prune_rate"]] == STUDY["ppo"] and grid["prune_type"] == ["none", *CRITERIA]
     for values in itertools.product(*grid.values()):  # an agent writes --prune_rate=0.1
         words = ["--track", *(f"--{name}={value}" for name, value in zip(grid, values, strict=True))]
-        args = tyro.cli(SCRIPTS["ppo"].Args, args=words)
+        args = parse_options(SCRIPTS["ppo"].Args, "", words)
         assert (args.seed, args.prune_type, args.prune_rate) == values
     assert config["program"] == "ppo_atari_prune.py" and config["command"][-2:] == ["--track", "${args}"]

@@ -1,5 +1,6 @@
 """Whole small runs: they learn, prune, log, evaluate and save, and the same command gives the same bits."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,8 +11,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.kill_runs import bits
-from tests.conftest import SCRIPTS, SMALL, flags, rows, summary, weights
+from checks.kill_runs import bits
+from prune_utils.device import peak_ram_bytes
+from prune_utils.log import Log
+from prune_utils.run import Run, source_files
+from tests.conftest import SCRIPTS, SHORT, SMALL, flags, rows, summary, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {"dqn": SCRIPTS["dqn"].QNetwork, "ppo": SCRIPTS["ppo"].Agent}
@@ -26,9 +30,8 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 def test_a_run_learns_prunes_logs_evaluates_and_saves(algorithm, small_run):
     script, folder = SCRIPTS[algorithm], small_run(algorithm, prune_type="l1", prune_rate=0.5)
     names = {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents")}
-    files = ".lock config.json source.py curves.csv model.pt model_packed.npz eval.csv summary.json"
+    files = ".lock config.json source curves.csv model.pt model_packed.npz eval.csv summary.json"
     assert names == set(files.split())
-    assert (folder / "source.py").read_bytes() == (ROOT / f"{algorithm}_atari_prune.py").read_bytes()
 
     network = NETWORKS[algorithm](6, SMALL[algorithm]["hidden_size"])
     before = {name: t.clone() for name, t in network.state_dict().items()}
@@ -47,9 +50,12 @@ def test_a_run_learns_prunes_logs_evaluates_and_saves(algorithm, small_run):
         }
     assert told["sparsity"] == pytest.approx(0.5, abs=1e-5) and told["arm"] == "l1-0.5"
     assert told["disk"]["dense"] == (folder / "model.pt").stat().st_size
+    assert told["disk"]["packed"] == (folder / "model_packed.npz").stat().st_size
     assert told["disk"]["coo"] > told["disk"]["csr_int64"] > told["disk"]["csr_int32"] > 0.99 * told["disk"]["dense"]
     assert 0.45 < told["multiply_adds"]["nonzero"] / told["multiply_adds"]["dense"] <= 0.5
-    assert told["time"]["agent_steps_per_second_while_learning"] > 0 and told["time"]["peak_ram_bytes"] > 1e8
+    assert told["time"]["peak_ram_bytes"] > 1e8 and told["time"]["wall_seconds"] > 0
+    speed = told["time"]["agent_steps_per_second_while_learning"]
+    assert speed is None if algorithm == "dqn" else speed > 0  # a lap of 1000 agent steps after the evaluations' is not there
     assert told["global_step"] == SMALL[algorithm]["total_timesteps"]
 
 
@@ -130,12 +136,9 @@ def test_up_to_the_cut_the_arms_of_a_seed_are_the_same_run(algorithm, small_run)
 @both
 @pytest.mark.parametrize(("prune_at", "share"), [(0.0, 0.0), (1.0, 1.0)])
 def test_a_cut_at_0_is_before_the_first_step_and_at_1_after_the_last(algorithm, prune_at, share, small_run):
-    more = {
-        "dqn": {"tau": 0.5, "total_timesteps": 1000, "learning_starts": 600},
-        "ppo": {"anneal_lr": False, "target_kl": 1e-9, "clip_vloss": False},
-    }
+    more = {"dqn": {"tau": 0.5}, "ppo": {"anneal_lr": False, "target_kl": 1e-9, "clip_vloss": False}}
     options = {"prune_at": prune_at, "prune_scope": "global", "prune_rate": 0.3, "eval_episodes": 2} | more[algorithm]
-    folder = small_run(algorithm, f"at{share:g}", **options)
+    folder = small_run(algorithm, f"at{share:g}", **(SHORT[algorithm] | options))
     total = summary(folder)["global_step"]
     games = rows(folder / "eval.csv")
     assert [int(g["global_step"]) for g in games] == [int(share * total)] * 4 + [total] * 2
@@ -144,9 +147,84 @@ def test_a_cut_at_0_is_before_the_first_step_and_at_1_after_the_last(algorithm, 
     assert summary(folder)["eval"]["final"]["mean"] == mean and curve(folder, "eval/final_return") == [(total, mean)]
     zeros = sum(int((t == 0).sum()) for t in weights(folder).values())
     assert summary(folder)["pruned"] == round(0.3 * summary(folder)["total"]) <= zeros
-    assert curve(folder, "prune/sparsity")[0][0] == int(share * total)
+    assert [step for step, _ in curve(folder, "prune/sparsity")] == [int(share * total)]
     if prune_at == 0.0:  # biases are born 0 in PPO, and its actor a hundred times smaller than its other layers
         assert ("actor.weight" in summary(folder)["emptied"]) == (algorithm == "ppo")
+
+
+def test_a_run_says_what_it_does_and_ends_with_its_scores_sparsity_bytes_and_folder(tmp_path, capsys):
+    options = SHORT["ppo"] | {"eval_episodes": 1, "prune_rate": 0.5, "runs_dir": str(tmp_path), "cuda": False}
+    folder = SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**options))
+    told, output = summary(folder), capsys.readouterr()
+    score = {moment: f"{statistics['mean']:.1f}" for moment, statistics in told["eval"].items()}
+    scores = f"{score['before_prune']} before the cut, {score['after_prune']} right after the cut, {score['final']} at the end"
+    assert output.err == "" and output.out.splitlines() == [
+        "step 80: playing 1 evaluation games before the cut",
+        f"mean return before the cut: {score['before_prune']}",
+        f"step 80: the cut removed {told['pruned']:,} of {told['total']:,} entries (50.0%)",
+        "step 80: playing 1 evaluation games right after the cut",
+        f"mean return right after the cut: {score['after_prune']}",
+        "step 160: playing 1 evaluation games at the end",
+        f"mean return at the end: {score['final']}",
+        f"finished: mean return {scores}; sparsity 0.50; {told['disk']['dense']:,} bytes dense, "
+        f"{told['disk']['packed']:,} packed; {folder}",
+    ]
+
+
+def test_the_speed_of_a_run_is_that_of_its_learning_without_the_first_lap_after_a_start_or_an_evaluation(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    log = Log(tmp_path, {"options": {"total_timesteps": 100}}, None, None, 0, forked=False)
+    # until 20 it does not learn; 20 to 30 in 1 s counts; an evaluation; 30 to 40 warms up; 40 to 60 in 4 s counts
+    for seconds, step, learning in (
+        (1, 10, False),
+        (3, 20, True),
+        (4, 30, True),
+        (100, 30, None),
+        (102, 40, True),
+        (106, 60, True),
+    ):
+        now[0] = seconds
+        log.restart_clock(step) if learning is None else log.progress(step, {}, learning)
+    state = log.state_dict()
+    assert (state["steps"], state["seconds"]) == (10 + 20, 1 + 4)
+    again = [Log(tmp_path, {"options": {"total_timesteps": 100}}, None, state, 60, forked) for forked in (False, True)]
+    assert [(each.steps, each.seconds) for each in again] == [(30, 5.0), (0, 0.0)]
+    for each in (log, *again):
+        each.close()
+
+
+@both
+def test_the_cut_is_evaluate_mask_sync_log_evaluate_in_this_order(algorithm, tmp_path, monkeypatch):
+    script, order, masks = SCRIPTS[algorithm], [], []
+    names = {"evaluate": Run, "save_prune_point": Run, "log_cut": Run, "make_masks": script, "apply_masks": script}
+
+    def watch(name, function):
+        def call(*args):
+            order.append(args[1] if name == "evaluate" else name)
+            if name == "apply_masks":
+                masks.append(args[2])
+            return function(*args)
+
+        return call
+
+    for name, home in names.items():
+        monkeypatch.setattr(home, name, watch(name, getattr(home, name)))
+    networks, log_cut = [], Run.log_cut
+
+    def look(run, *args):
+        state = {name: part.state_dict() for name, part in run.parts.items() if name in ("q_network", "target_network")}
+        networks.append({name: {key: t.clone() for key, t in each.items()} for name, each in state.items()})
+        log_cut(run, *args)
+
+    monkeypatch.setattr(Run, "log_cut", look)
+    script.train(script.Args(**SHORT[algorithm] | {"prune_rate": 0.5, "runs_dir": str(tmp_path)}))
+    assert order == ["before_prune", "make_masks", "apply_masks", "log_cut", "after_prune", "final"]
+    if algorithm == "dqn":  # the target is as sparse as the network, at once
+        (state,) = networks
+        for name, mask in masks[0].items():
+            assert torch.equal(state["target_network"][name], state["q_network"][name]), name
+            assert not state["target_network"][name][mask == 0].any()
 
 
 def test_ppo_learns_from_the_very_frames_that_it_acted_on_and_they_lie_channels_last(monkeypatch, tmp_path):
@@ -157,58 +235,61 @@ def test_ppo_learns_from_the_very_frames_that_it_acted_on_and_they_lie_channels_
         seen.append(ppo.scaled(torch.from_numpy(games.obs), torch.float32))
         send(games, actions)
 
-    def update_and_keep(agent, working, optimizer, masks, minibatch, args):
-        learned.append(minibatch[0].clone().cpu())
-        return update(agent, working, optimizer, masks, minibatch, args)
+    def update_and_keep(agent, fast_agent, optimizer, masks, minibatch, args):
+        learned.append(minibatch[0].clone())
+        return update(agent, fast_agent, optimizer, masks, minibatch, args)
 
     monkeypatch.setattr(ppo.AtariGames, "send", send_and_keep)
     monkeypatch.setattr(ppo, "update", update_and_keep)
-    monkeypatch.setattr(ppo, "capture", lambda function, state: function)  # a graph would call update once
-    options = SMALL["ppo"] | {"total_timesteps": 128, "num_steps": 64, "update_epochs": 1, "eval_episodes": 0}
-    ppo.train(ppo.Args(runs_dir=str(tmp_path), prune_type="none", precision="fp32", **options))
+    options = SMALL["ppo"] | {"total_timesteps": 128, "num_steps": 64, "update_epochs": 1, "eval_episodes": 0, "cuda": False}
+    ppo.train(ppo.Args(runs_dir=str(tmp_path), prune_type="none", **options))
     assert all(frames.is_contiguous(memory_format=torch.channels_last) for frames in learned)
     seen, learned = (sorted(frames.numpy().tobytes() for frames in torch.cat(kept)) for kept in (seen, learned))
     assert learned == seen and len(set(seen)) > 50
 
 
 @both
-def test_in_bf16_working_copies_are_the_rounded_networks_at_every_moment(algorithm, monkeypatch, tmp_path):
-    script, moments = SCRIPTS[algorithm], []
+def test_in_bf16_what_computes_is_the_rounded_network_at_every_moment(algorithm, monkeypatch, tmp_path):
+    script, pairs, moments, low_precision = SCRIPTS[algorithm], [], [], SCRIPTS[algorithm].low_precision
 
-    def look(args, folder, log, state, moment):
+    def copy_and_keep(network, *args):
+        pairs.append((low_precision(network, *args), network))
+        return pairs[-1][0]
+
+    def look(run, moment, *_):
         moments.append(moment)
-        assert len(state["working"]) == (2 if algorithm == "dqn" else 1)
-        for working, network in state["working"]:
-            kinds = {low.dtype for low in working.parameters()}
-            assert kinds == {torch.bfloat16, torch.float32}  # body, heads
-            for low, master in zip(working.parameters(), network.parameters(), strict=True):
-                assert master.dtype == torch.float32 and torch.equal(low, master.to(low.dtype))
+        for low, network in pairs:
+            assert {p.dtype for p in low.parameters()} == {torch.bfloat16, torch.float32}  # body, heads
+            for p, master in zip(low.parameters(), network.parameters(), strict=True):
+                assert master.dtype == torch.float32 and torch.equal(p, master.to(p.dtype))
 
-    monkeypatch.setattr(script, "evaluate_moment", look)
-    options = SMALL[algorithm] | {"precision": "bf16", "prune_type": "l1", "prune_rate": 0.5}
-    script.train(script.Args(runs_dir=str(tmp_path), **options))
-    assert moments == ["before_prune", "after_prune", "final"]
+    monkeypatch.setattr(script, "low_precision", copy_and_keep)
+    monkeypatch.setattr(Run, "evaluate", look)
+    script.train(script.Args(**SHORT[algorithm] | {"precision": "bf16", "prune_rate": 0.5, "runs_dir": str(tmp_path)}))
+    assert moments == ["before_prune", "after_prune", "final"] and len(pairs) == (2 if algorithm == "dqn" else 1)
 
 
 @both
-def test_a_script_copied_alone_into_an_empty_folder_trains_prunes_counts_and_saves(algorithm, tmp_path):
-    script = shutil.copy(ROOT / f"{algorithm}_atari_prune.py", tmp_path)
-    options = SMALL[algorithm] | {"total_timesteps": 1000}
-    wide = os.environ | {"COLUMNS": "200"}  # tyro frames its message and would break the line
-    call = [sys.executable, Path(script).name, "--run-name=r", "--prune-rate=0.8", *flags(options)]
-    refused = subprocess.run(call, cwd=tmp_path, env=wide, capture_output=True, text=True)
-    assert refused.returncode == 2 and "--eval-episodes must be off: evals/ is not beside the script" in refused.stderr
-    assert list(tmp_path.iterdir()) == [tmp_path / f"{algorithm}_atari_prune.py"]
-    done = subprocess.run([*call, "--eval-episodes=0"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and ("training on the CPU" in done.stderr) == (not torch.cuda.is_available())
-    told = summary(tmp_path / "runs" / "r")
-    assert told["disk"] == {"dense": (tmp_path / "runs" / "r" / "model.pt").stat().st_size}
-    assert told["tensors"]["fc1.weight"]["pruned"] == round(0.8 * 3136 * SMALL[algorithm]["hidden_size"])
+def test_the_source_in_a_run_folder_is_all_that_it_takes_to_train_the_same_network_elsewhere(algorithm, small_run, tmp_path):
+    folder = small_run(algorithm, "short", **SHORT[algorithm], prune_rate=0.5)
+    files = source_files(ROOT / f"{algorithm}_atari_prune.py")
+    kept = {file.relative_to(folder / "source"): file.read_bytes() for file in (folder / "source").rglob("*.py")}
+    assert kept == {file.relative_to(ROOT): file.read_bytes() for file in files} and len(kept) > 5
+
+    source = shutil.copytree(folder / "source", tmp_path / "elsewhere")
+    options = SHORT[algorithm] | {"prune_rate": 0.5, "run_name": "r"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    call = [sys.executable, source / f"{algorithm}_atari_prune.py", *flags(options)]
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and ("training on the CPU" in done.stderr) == (not torch.cuda.is_available()), done.stderr
+    assert bits(tmp_path / "runs" / "r") == bits(folder)
+    configs = [json.loads((place / "config.json").read_text()) for place in (tmp_path / "runs" / "r", folder)]
+    assert configs[0]["resolved"] == configs[1]["resolved"] and configs[0]["git"] is None
 
 
 @both
 def test_memory_does_not_grow_with_the_length_of_a_run(algorithm, tmp_path):
-    options = SMALL[algorithm] | {"eval_episodes": 0, "prune_type": "none", "runs_dir": tmp_path}
+    options = SMALL[algorithm] | {"eval_episodes": 0, "prune_type": "none", "num_envs": 8, "runs_dir": tmp_path}
     options |= {"train_frequency": 32} if algorithm == "dqn" else {"update_epochs": 1}
     runs = [
         subprocess.Popen(
@@ -221,9 +302,7 @@ def test_memory_does_not_grow_with_the_length_of_a_run(algorithm, tmp_path):
     assert long < short + 2500 * 6144  # a frame kept of each step would be 7056 bytes
 
 
-@both
-def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it(algorithm):
-    peak_ram_bytes = SCRIPTS[algorithm].peak_ram_bytes
+def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
     with subprocess.Popen(["sleep", "60"]) as small:
         told = peak_ram_bytes(small.pid)
         small.kill()

@@ -1,12 +1,26 @@
-"""As much of a W&B server, on loopback, as the real client needs to start, log, resume and sync; it keeps what arrives."""
+"""What W&B was told, for tests: a server on loopback that keeps what arrives, and readers of it and of offline files.
 
+The server is as much of W&B's as the real client needs to start, log, resume and sync.
+"""
+
+import base64
 import gzip
 import json
 import re
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+from tests.conftest import rows
+
+Row = tuple[int, str, float]
+"""agent step, tag and value: one point of a curve"""
+KEY = "0" * 40
+"""the one that the server takes"""
+CREDENTIALS = "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
 USER = {"id": "u", "username": "u", "entity": "ent", "flags": "{}", "email": "a@b", "teams": {"edges": []}}
 SERVER = {"features": [], "cliVersionInfo": {"max_cli_version": "9.9.9"}, "latestLocalVersionInfo": None}
 
@@ -28,9 +42,9 @@ class Handler(BaseHTTPRequestHandler):
             data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         return gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
 
-    def answer(self, value: dict) -> None:
+    def answer(self, value: dict, status: int = 200) -> None:
         data = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -45,12 +59,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         data = self.body()
+        if "Authorization" in self.headers and self.headers["Authorization"] != CREDENTIALS:
+            return self.answer({"errors": [{"message": "permission denied"}]}, status=401)
         stream = re.match(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path)
         if stream:
             run = self.run_of(stream[1])
             for name, part in (json.loads(data).get("files") or {}).items():
-                kept, offset = run["files"].setdefault(name, []), part.get("offset", 0)
-                kept[offset : offset + len(part["content"])] = part["content"]
+                lines, offset = run["files"].setdefault(name, []), part.get("offset", 0)
+                lines[offset : offset + len(part["content"])] = part["content"]
             self.answer({"exitcode": None, "limits": {}})
         elif self.path.startswith("/graphql"):
             call = json.loads(data)
@@ -125,3 +141,34 @@ def serving():
     finally:
         server.shutdown()
         server.server_close()
+
+
+def points(history: list[dict]) -> list[Row]:
+    """The points of a W&B history, in its order: without clocks, tables and videos."""
+    tags = [(row, tag) for row in history for tag in row if "/" in tag and tag != "charts/SPS"]
+    return [(row["global_step"], tag, float(row[tag])) for row, tag in tags]
+
+
+def on_server(server: Server) -> list[Row]:
+    """The points of the one run that the server knows, in the order in which they came."""
+    (run,) = server.runs.values()
+    return points([json.loads(line) for line in run["files"].get("wandb-history.jsonl", [])])
+
+
+def records(folder: Path) -> list[dict]:
+    """What the files of a run folder's W&B runs hold, the oldest first, by `wandb leet inspect`."""
+    found = []
+    for file in sorted(folder.glob("wandb/*run-*/*.wandb")):
+        words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+        found += subprocess.run(words, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    return [json.loads(line) for line in found]
+
+
+def in_files(folder: Path) -> list[Row]:
+    """The points in a run folder's W&B files, in their order."""
+    return points([record["history"]["item"] for record in records(folder) if record["type"] == "history"])
+
+
+def in_curves(folder: Path) -> list[Row]:
+    """The points in curves.csv."""
+    return [(int(row["global_step"]), row["tag"], float(row["value"])) for row in rows(folder / "curves.csv")]

@@ -1,0 +1,196 @@
+"""The sentences of a report: the declared answer or why there is none, what else was seen, and how sure that is."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.design import DECLARED, MARGIN, MEASURING, MIN_SEEDS
+from analysis.no_skill import NoSkill
+from analysis.studies import Study
+from analysis.views import number, span
+
+
+@dataclass
+class Answer:
+    """What the report says first of a study: in short, in one more sentence, and with the question and the reasons."""
+
+    short: str
+    measured: str
+    long: str
+
+
+def name_of(arm: str) -> str:
+    """l1-0.5 global -> l1 at 0.5 global"""
+    criterion, _, rest = arm.partition("-")
+    return f"{criterion} at {rest}" if rest else {"none": "dense"}.get(arm, arm)
+
+
+QUESTION = f"Does {name_of(DECLARED)} lose less than {100 * MARGIN:g} % of the return after the cut?"
+
+
+def seeds_in_words(n: int) -> str:
+    return f"{n} {'seed' if n == 1 else 'seeds'}"
+
+
+def scaled(row: dict, name: str) -> tuple[float, float, float, str]:
+    """A change and its interval: in per cent where the dense mean is surely above 0, else in points."""
+    share = number(row.get(f"{name}_low")) != "-" or (row["pairs"] == 1 and number(row.get(name)) != "-")
+    column, unit, scale = (name, "%", 100) if share else (f"{name}_points", "points", 1)
+    return *(scale * row[f"{column}{end}"] for end in ("", "_low", "_high")), unit
+
+
+def change_in_words(row: dict, name: str) -> str:
+    """A change and its interval."""
+    middle, low, high, unit = scaled(row, name)
+    if np.isnan(low):
+        seeds = "in one seed" if row["pairs"] == 1 else f"in each of {row['pairs']} seeds"
+        return f"{middle:+.1f} {unit} {seeds}"
+    family = f"simultaneous over {row['family']} comparisons, " if row.get("family", 1) > 1 and name == "simultaneous" else ""
+    return f"{middle:+.1f} {unit} (95 % interval {low:+.1f} to {high:+.1f}, {family}{seeds_in_words(row['pairs'])})"
+
+
+def seen(row: dict, name: str) -> str:
+    """What an interval of enough seeds shows: a loss, a gain, or how large a loss is excluded."""
+    _, low, high, unit = scaled(row, name)
+    if np.isnan(low) or row["pairs"] < MIN_SEEDS:
+        return ""
+    if high < 0:
+        return f"A loss of {-high:.1f} {unit} or more is seen"
+    if low > 0:
+        return f"A gain of {low:.1f} {unit} or more is seen"
+    return f"A loss above {-low:.1f} {unit} is excluded, a smaller one is not"
+
+
+# ----------------------------------------------------------------------------------------------------------- the answer
+def obstacles(study: Study, changes: list[dict], returns: list[dict], no_skill: NoSkill | None) -> list[str]:
+    """Why the declared comparison of a study has no answer; none where it has one."""
+    reasons = []
+    declared = next((row for row in changes if row["role"] == "declared"), None)
+    pairs = declared["pairs"] if declared else 0
+    if pairs < MIN_SEEDS:
+        reasons.append(f"it takes {MIN_SEEDS} seeds, and there {'is' if pairs == 1 else 'are'} {pairs}")
+    dense = next((row for row in returns if row["role"] == "dense"), {})
+    if no_skill is None:
+        reasons.append(f"what no skill scores in {study.first.env_id} was not measured")
+    elif not dense.get("after_cut_low" if dense.get("seeds", 0) >= MIN_SEEDS else "after_cut", np.nan) > no_skill.ceiling:
+        interval = f", 95 % interval {span(dense, 'after_cut')}" if span(dense, "after_cut") != "-" else ""
+        floor = f"the best that no skill scores ({no_skill.best:,.0f}, at most {no_skill.ceiling:,.0f})"
+        reasons.append(f"dense ({number(dense.get('after_cut'))}{interval}) is not clearly above {floor}")
+    controls = [row for row in changes if row["role"] == "positive control" and row["pairs"] >= MIN_SEEDS]
+    if pairs >= MIN_SEEDS:
+        if failed := [row for row in controls if not scaled(row, "after_cut")[2] < 0]:
+            told = "; ".join(f"{name_of(row['arm'])}: {change_in_words(row, 'after_cut')}" for row in failed)
+            reasons.append(f"the positive control shows no loss, so that none could be seen here ({told})")
+        exploratory = [row for row in changes if row["role"] == "exploratory" and row["pairs"] > 1]
+        if not controls and not any(scaled(row, "simultaneous")[2] < 0 for row in exploratory):
+            told = f"no positive control ran in {MIN_SEEDS} seeds, and no other arm shows a loss"
+            reasons.append(f"{told}, so that it is unknown whether one could be seen")
+    return reasons
+
+
+def answer(study: Study, changes: list[dict], returns: list[dict], no_skill: NoSkill | None) -> Answer:
+    """Whether the declared arm loses less than the margin of the return after the cut."""
+    arm, margin = name_of(DECLARED), f"{100 * MARGIN:g} %"
+    if not study.declares:
+        options = {name: value for name, value in study.off_design.items() if name not in MEASURING}
+        told = f"These runs are not the declared study ({', '.join(f'{name} {value}' for name, value in options.items())})."
+        return Answer("Exploratory, no declared answer", told, told)
+    row = next((row for row in changes if row["role"] == "declared" and row["pairs"]), None)
+    if row is None:
+        told = f"No run of {arm} has a dense twin and games in each tenth of the steps after the cut."
+        return Answer("No answer", told, f"{QUESTION} {told}")
+    measured = f"Return after the cut of {arm}: {change_in_words(row, 'after_cut')}."
+    if reasons := obstacles(study, changes, returns, no_skill):
+        few = row["pairs"] < MIN_SEEDS
+        short = f"No answer: {seeds_in_words(row['pairs'])}, {MIN_SEEDS} are needed" if few else "No answer"
+        return Answer(
+            short,
+            measured if few else f"{reasons[0].capitalize()}. {measured}",
+            f"{QUESTION} There is no answer: {'; '.join(reasons)}. {measured}",
+        )
+    _, low, high, unit = scaled(row, "after_cut")
+    if unit != "%":
+        short, why = "No answer", "the share of dense has no interval"
+    elif low > -100 * MARGIN:
+        short, why = f"Yes: a loss of {margin} or more is excluded", ""
+    elif high < -100 * MARGIN:
+        short, why = f"No: a loss of {margin} or more is seen", ""
+    else:
+        short, why = f"Open: a loss of {margin} or more is neither excluded nor seen", ""
+    return Answer(short, measured, f"{QUESTION} {short}{f': {why}' * bool(why)}. {measured}")
+
+
+# ------------------------------------------------------------------------------------------------------------ sentences
+def of_setup(study: Study) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in study.off_design.items() if name != "env_id") or "none"
+    return f"Setup: {study.steps:,} agent steps; options of all runs off their default: {settings}; {study.machines}."
+
+
+def of_dense(row: dict) -> str:
+    interval = f" (95 % interval {span(row, 'after_cut')})" if number(row.get("after_cut_low")) != "-" else ""
+    runs = f", {row['runs']} runs" if row["runs"] > row["seeds"] else ""
+    return f"Dense: return after the cut {number(row['after_cut'])}{interval}; {seeds_in_words(row['seeds'])}{runs}."
+
+
+def of_arm(row: dict) -> str:
+    """Of an arm against its dense twins, in the return after the cut."""
+    name = "simultaneous" if row["role"] == "exploratory" and row["pairs"] > 1 else "after_cut"
+    told = seen(row, name)
+    start = row["role"][0].upper() + row["role"][1:]
+    if row["role"] == "A/A":
+        return f"A/A, equal continuations that only draw other random numbers: {change_in_words(row, name)}."
+    return f"{start}: {name_of(row['arm'])}: {change_in_words(row, name)}." + (f" {told}." if told else "")
+
+
+def of_trend(row: dict) -> str:
+    start = f"Exploratory, trend of {row['criterion']} over {row['rates']} per 0.1 of rate"
+    told = seen(row, "simultaneous")
+    return f"{start}: {change_in_words(row, 'simultaneous')}." + (f" {told}." if told else "")
+
+
+def of_noise(row: dict) -> str:
+    deviation, low, high = (100 * row[f"deviation{end}"] for end in ("", "_low", "_high"))
+    freedom = f"{row['df']:.0f} {'degree' if row['df'] == 1 else 'degrees'} of freedom"
+    alone = ", of equal continuations alone" if row["equals_alone"] else ""
+    needed = f"{many(row['needed'])} seeds ({many(row['needed_low'])} to {many(row['needed_high'])})"
+    now = "" if np.isnan(row["power"]) else f" With {row['pairs']} seeds it has {100 * row['power']:.0f} %."
+    return (
+        f"Noise: the declared difference deviates by {deviation:.1f} % of dense from seed to seed "
+        f"(95 % interval {low:.1f} to {high:.1f}, {freedom}{alone}). "
+        f"For 80 % power where nothing is lost, the declared test needs {needed}.{now}"
+    )
+
+
+def of_aggregate(row: dict) -> str:
+    middle, low, high = (100 * row[f"iqm{end}"] for end in ("", "_low", "_high"))
+    interval = f"95 % interval {low:+.1f} to {high:+.1f}, {seeds_in_words(row['seeds'])} of {row['games']} games"
+    return f"Exploratory: {name_of(row['arm'])}: {middle:+.1f} % ({interval}), the interquartile mean over games of each seed."
+
+
+def many(seeds: float) -> str:
+    return "more than 1,000" if np.isinf(seeds) else f"{seeds:.0f}"
+
+
+def of_evaluations(rows: list[dict]) -> list[str]:
+    """Of evaluations that show no skill."""
+    moments = {"before_prune": "before the cut", "after_prune": "right after the cut", "final": "at the end"}
+    named = [(row, f"{name_of(row['arm'])} {moments[row['moment']]}") for row in rows]
+    named = [(row, name) for row, name in named if row["moment"] != "before_prune" or row["arm"] == "none"]  # all have one past
+    low = [f"{name} ({row['mean']:,.0f})" for row, name in named if row["not_above_no_skill"]]
+    held = [f"{name} ({row['held']})" for row, name in named if row["held"]]
+    told = [f"Evaluations that are not above no skill: {'; '.join(low)}."] if low else []
+    return told + ([f"Evaluations of held actions: {'; '.join(held)}."] if held else [])
+
+
+def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_skill: NoSkill | None) -> list[str]:
+    """All sentences of a study, the declared comparison first."""
+    told = [answer.long, *([no_skill.in_words] if no_skill else [])]
+    told += [of_dense(row) for row in tables["returns"] if row["role"] == "dense" and "after_cut" in row]
+    compared = [row for row in tables["changes"] if row["pairs"]]
+    for role in ("A/A", "positive control", "exploratory"):
+        told += [of_arm(row) for row in compared if row["role"] == role]
+    told += [of_trend(row) for row in tables["trend"]]
+    told += [of_noise(row) for row in tables["noise"]] + of_evaluations(tables["evaluations"])
+    if any(row["pairs"] == 1 for row in compared):
+        told.append("One seed has no interval: how far seeds differ is unknown, so that it excludes no loss and no gain.")
+    return [*told, of_setup(study)]

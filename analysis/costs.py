@@ -1,0 +1,151 @@
+"""What pruned networks cost: tables and a figure of the rows that evals.efficiency measured.
+
+    python -m evals.efficiency RUN... --csv costs.csv
+    python -m analysis.costs costs.csv --figure costs.png
+
+It prints two Markdown tables: the measurements, and the sparsity from which on each format or form pays.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import tyro
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from analysis.figures import crossing
+from prune_utils.basics import UserError, check, exit_codes
+from prune_utils.evaluation import markdown
+from prune_utils.run import CRITERIA
+
+FORMATS = ("coo", "csr_int64", "csr_int32", "bitmask", "bitmask_fp16_lossy", "zlib_of_dense", "zstd_of_dense", "packed")
+COLUMNS = {"algorithm", "arm", "prune_type", "sparsity", "form", "device", "torch", "dense_bytes"}
+COLUMNS |= {f"{name}_bytes" for name in FORMATS}
+"""columns that a CSV file must have; latencies are named us_<batch>x<threads>, with their quartiles in _q25 and _q75"""
+
+
+@dataclass
+class Args:
+    csvs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="CSV...")]
+    """files that evals.efficiency wrote"""
+    figure: Path | None = None
+    """PNG or SVG: bytes on disk and latency against sparsity"""
+
+
+def read(path: Path) -> pd.DataFrame:
+    try:
+        rows = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"CSV must be a file that evals.efficiency wrote, got {path}: {error}") from None
+    if not len(rows) or not set(rows) >= COLUMNS or rows[list(COLUMNS)].isna().any(axis=None):
+        raise UserError(f"CSV must be a file that evals.efficiency wrote, got {path}: it lacks rows, columns or values")
+    return rows
+
+
+def latencies(rows: pd.DataFrame) -> dict[str, str]:
+    """The columns of median latencies, and what to call them."""
+    columns = [c.removeprefix("us_").split("x") for c in rows if c.startswith("us_") and "_q" not in c]
+    return {f"us_{batch}x{n}": f"batch {batch}, {n} thread{'s' * (n != '1')}" for batch, n in columns}
+
+
+def table(rows: pd.DataFrame) -> str:
+    """The rows as Markdown: sizes in kB, latencies as medians with their quartiles in microseconds."""
+
+    def cells(name: str, spec: str, scale: float = 1) -> list[str]:
+        return ["" if pd.isna(x) else format(x / scale, spec) for x in rows[name]]
+
+    shown = {"run": rows.algorithm + " " + rows.arm, "sparsity": cells("sparsity", ".2f"), "form": rows.form}
+    shown |= {"file, kB": cells("file_bytes", ",.0f", 1e3), "memory, kB": cells("resident_bytes", ",.0f", 1e3)}
+    shown |= {"load, ms": cells("load_ms", ".1f"), "units": cells("units", ".0f")}
+    shown["multiply-adds, millions"] = cells("multiply_adds", ".2f", 1e6)
+    for column, name in latencies(rows).items():
+        parts = [cells(f"{column}{q}", ".0f") for q in ("", "_q25", "_q75")]
+        shown[f"us, {name}"] = [f"{a} ({b}-{c})" if a else "" for a, b, c in zip(*parts, strict=True)]
+    return markdown(pd.DataFrame(shown))
+
+
+def medians(arms: pd.DataFrame, form: str) -> pd.DataFrame:
+    """By sparsity, of all runs of a form."""
+    return arms[arms.form == form].groupby("sparsity").median(numeric_only=True)
+
+
+def curves(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Each algorithm and criterion, and each device where there are several, with its arms and the dense ones."""
+    found = {}
+    for (device, algorithm), part in rows.groupby(["device", "algorithm"]):
+        for kind in [kind for kind in CRITERIA if (part.prune_type == kind).any()]:
+            label = f"{algorithm}, {kind}" + f", {device}" * (rows.device.nunique() > 1)
+            found[label] = part[part.prune_type.isin(["none", kind])]
+    return found
+
+
+def crossings(rows: pd.DataFrame) -> str:
+    """As Markdown: the sparsity from which on each format is smaller than the dense file, and CSR layers are faster."""
+    told: dict[str, dict[str, str]] = {}
+    for label, arms in curves(rows).items():
+        dense, csr = medians(arms, "dense"), medians(arms, "csr")
+        ratios = {f"file as {name.replace('_', ' ')}": dense[f"{name}_bytes"] / dense.dense_bytes for name in FORMATS}
+        ratios |= {f"CSR layers, {name}": csr[column] / dense[column] for column, name in latencies(rows).items()}
+        least = {name: crossing(ratio.index, ratio) for name, ratio in ratios.items()}
+        told["smaller or faster than dense from this sparsity on"] = {name: name for name in ratios}
+        told[label] = {name: "never" if sparsity is None else f"{sparsity:.2f}" for name, sparsity in least.items()}
+    return markdown(pd.DataFrame(told)) if told else "no pruned run: nothing to tell from which sparsity on what pays\n"
+
+
+def draw(rows: pd.DataFrame, path: Path) -> None:
+    """Against sparsity: bytes of each format as shares of the dense file, and latencies as shares of that of the same run."""
+    names = latencies(rows)
+    figure, axes = plt.subplots(1, 1 + len(names), figsize=(3.6 * (1 + len(names)), 4.2), layout="constrained", squeeze=False)
+    on_disk, in_time = axes[0, 0], axes[0, 1:]
+    criterion = next((kind for kind in CRITERIA if (rows.prune_type == kind).any()), "none")
+    dense = medians(rows[rows.prune_type.isin(["none", criterion])], "dense")
+    fine = np.linspace(dense.index[0], dense.index[-1], 200)
+    for k, name in enumerate(FORMATS):
+        shares = dense[f"{name}_bytes"] / dense.dense_bytes
+        on_disk.plot(fine, np.interp(fine, dense.index, shares), color=f"C{k}", lw=1)  # straight in bytes, bent on this axis
+        on_disk.plot(dense.index, shares, "svo^<>Pd"[k], color=f"C{k}", ms=4, label=name.replace("_", " "))
+    on_disk.set(yscale="log", title=f"file of {criterion} arms / dense file", xlabel="sparsity")
+    on_disk.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    on_disk.yaxis.set_major_formatter("{x:g}")
+    on_disk.yaxis.set_minor_formatter(NullFormatter())
+    on_disk.legend(fontsize=7)
+    for ax, (column, name) in zip(in_time, names.items(), strict=True):
+        for k, (label, arms) in enumerate(curves(rows).items()):
+            for form, line, colours in (("csr", "-", "Blues"), ("without_dead_units", "--", "Oranges")):
+                ratio = medians(arms, form)[column] / medians(arms, "dense")[column]
+                style = {"color": plt.get_cmap(colours)(0.4 + 0.15 * k), "ls": line, "marker": "osDv^P<X>*"[k % 10], "ms": 4}
+                ax.plot(ratio.index, ratio, label=f"{form.replace('_', ' ')}: {label}", **style)
+        ax.set(title=f"latency / dense, {name}", xlabel="sparsity", ylim=(0, 1.05 * max(1.0, ax.get_ylim()[1])))
+    for ax in axes.flat:
+        ax.axhline(1, color="black", lw=0.8)
+    if len(names):
+        figure.legend(*in_time[-1].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=7)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    with exit_codes():
+        args = tyro.cli(Args, prog="python -m analysis.costs", description=__doc__)
+        check(args.figure is None or args.figure.suffix in (".png", ".svg"), "figure", "end in .png or .svg", args.figure)
+        writable = args.figure is None or (os.access(args.figure.parent, os.W_OK | os.X_OK) and not args.figure.is_dir())
+        check(writable, "figure", "be a file in a folder that can be written", args.figure)
+        if not args.csvs:
+            raise UserError("CSV must be at least one file that evals.efficiency wrote, got none")
+        rows = pd.concat([read(path) for path in args.csvs], ignore_index=True)
+        where = ", ".join(f"{device}, torch {version}" for device, version in rows.groupby(["device", "torch"]).groups)
+        print(f"{where}; fp32 but where a form says fp16; latency: median (quartiles)\n")
+        print(table(rows), crossings(rows), sep="\n")
+        if args.figure:
+            draw(rows, args.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""The numbers of a report: the rows of each table, computed from the arms of its studies."""
+
+import numpy as np
+
+from analysis import paired
+from analysis.design import BINS, CONTROLS, DECLARED, FEW_DISTINCT, HELD, MARGIN, OF_GAMES, QUANTITIES
+from analysis.no_skill import NoSkill
+from analysis.runs import MOMENTS
+from analysis.studies import Arm, Study
+from prune_utils.run import CRITERIA
+
+
+def role(study: Study, arm: Arm) -> str:
+    if arm.rate >= CONTROLS:
+        return "positive control"
+    if arm.kind in CRITERIA:
+        return "declared" if study.declares and arm.label == DECLARED else "exploratory"
+    return {"none": "dense", "A/A": "A/A", "small": "control"}[arm.kind]
+
+
+def interval(prefix: str, ends) -> dict[str, float]:
+    """A mean and the two ends of its interval, as columns."""
+    return dict(zip((prefix, f"{prefix}_low", f"{prefix}_high"), map(float, ends), strict=True))
+
+
+def against(prefix: str, scores: np.ndarray, references: np.ndarray, level: float = paired.LEVEL) -> dict:
+    """Mean paired difference as a share of the mean reference, and in points; nothing without pairs."""
+    if not len(scores):
+        return {}
+    row = interval(prefix, paired.ratio_interval(scores - references, references, level))
+    return row | interval(f"{prefix}_points", paired.t_interval(scores - references, level))
+
+
+# ---------------------------------------------------------------------------------------------------------------- returns
+def comparisons(study: Study) -> tuple[list[dict], list[dict]]:
+    """The rows of the changes and of the trends, whose exploratory ones together have simultaneous intervals."""
+    changes, trends = changes_table(study), trend_table(study)
+    exploratory = [row for row in changes if row["role"] == "exploratory"] + trends
+    family = [row for row in exploratory if len(row["scores"]) > 1]
+    for row in family:
+        row["family"] = len(family)
+    for row in exploratory:
+        row |= against("simultaneous", row["scores"], row["references"], paired.simultaneous(len(family)))
+    for row in changes + trends:
+        del row["scores"], row["references"]
+    return changes, trends
+
+
+def changes_table(study: Study) -> list[dict]:
+    """Every arm against its dense twins, in the quantities of the design; scores and references are of the first of them."""
+    rows = []
+    for arm in study.arms:
+        contrasts = {quantity: arm.contrast(quantity) for quantity in QUANTITIES} if arm.twins else {}
+        if not any(len(scores) for scores, _ in contrasts.values()):
+            continue
+        row = {"study": study.label, "arm": arm.label, "role": role(study, arm), "rate": arm.rate}
+        row |= {"pairs": len(contrasts["after_cut"][0]), "runs": len(arm.all_runs)}
+        row["scores"], row["references"] = contrasts["after_cut"]
+        for quantity, (scores, references) in contrasts.items():
+            row |= against(quantity, scores, references)
+        rows.append(row)
+    return rows
+
+
+def returns_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
+    """The returns themselves, and which of them are not above what no skill scores."""
+    rows, headings = [], QUANTITIES | {"before_prune": "before the cut", "after_prune": "right after it"}
+    for arm in study.arms:
+        row = {"study": study.label, "arm": arm.label, "role": role(study, arm), "rate": arm.rate, "seeds": len(arm.runs)}
+        row["runs"], low = len(arm.all_runs), []
+        for quantity in ("after_cut", "late", "final", "before_prune", "after_prune"):
+            if len(scores := arm.quantity(quantity)):
+                row |= interval(quantity, paired.t_interval(scores))
+                low += [headings[quantity]] if no_skill and scores.mean() <= no_skill.ceiling else []
+        row["not_above_no_skill"] = ", ".join(low)
+        rows.append(row)
+    return rows
+
+
+def evaluations_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
+    """Every evaluation: how many of its games are distinct, the share of its commonest action, and what that says."""
+    rows = []
+    for arm in study.arms:
+        for moment in MOMENTS:
+            runs = [run for run in arm.all_runs if moment in run.scores]
+            if not runs or arm.kind == "A/A":
+                continue
+            games = [run.games_of(moment) for run in runs]
+            fewest = min(range(len(runs)), key=lambda k: len(games[k].drop_duplicates(["return", "length"])) / len(games[k]))
+            row = {"study": study.label, "arm": arm.label, "moment": moment, "networks": len(runs)}
+            row |= {"mean": float(np.mean(arm.quantity(moment))), "games": len(games[fewest])}
+            row["distinct"] = len(games[fewest].drop_duplicates(["return", "length"]))
+            shares = [share for run in runs if not np.isnan(share := run.commonest_action(moment))]
+            row["commonest_action"] = max(shares) if shares else np.nan
+            row["held"] = ""
+            if held := sum(share >= HELD for share in shares):
+                row["held"] = f"{held} of {len(runs)} networks"
+            elif not shares and row["games"] >= OF_GAMES and row["distinct"] < FEW_DISTINCT * row["games"]:
+                row["held"] = f"perhaps: only {row['distinct']} of {row['games']} games are distinct"
+            row["not_above_no_skill"] = "yes" if no_skill and row["mean"] <= no_skill.ceiling else ""
+            rows.append(row)
+    return rows
+
+
+def bins_table(study: Study) -> list[dict]:
+    """The training return in each bin after the cut, and its paired change."""
+    rows = []
+    for arm in study.arms:
+        own = np.array([np.mean([run.bins for run in runs], axis=0) for runs in arm.runs.values()]).T  # (bins, seeds)
+        changes, pairs = changes_by_bin(arm)
+        for k in range(BINS):
+            row = {"study": study.label, "arm": arm.label, "bin": k + 1, "mean": own[k].mean(), "pairs": pairs}
+            rows.append(row | (interval("change", [ends[k] for ends in changes]) if pairs else {}))
+    return rows
+
+
+def changes_by_bin(arm: Arm) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
+    """Paired change in each bin after the cut, and the ends of its 95 % interval; the number of pairs."""
+    if not arm.twins:
+        return (np.full(BINS, np.nan),) * 3, 0
+    own, twins = arm.contrast_bins()
+    return paired.ratio_interval(own - twins, twins), own.shape[-1]
+
+
+def recovery_table(study: Study) -> list[dict]:
+    """How long each arm took to be at its level before the cut again: of the seeds that had the games to tell."""
+    rows = []
+    for arm in study.arms:
+        judged = {s: [run for run in runs if not np.isnan(run.recovery["level"])] for s, runs in arm.runs.items()}
+        judged = {seed: runs for seed, runs in judged.items() if runs}
+        if not judged:
+            continue
+        runs = [run for of_seed in judged.values() for run in of_seed]
+        level, area = (np.mean([run.recovery[key] for run in runs]) for key in ("level", "area"))
+        steps_left = np.mean([run.summary["global_step"] - run.cut_step for run in runs])
+        row = {"study": study.label, "arm": arm.label, "seeds": len(judged), "runs": len(runs), "level": level}
+        row |= {"back": sum(np.isfinite(run.recovery["back"]) for run in runs)}
+        row |= {"steps_until_back": float(np.median([run.recovery["back"] for run in runs])), "area": area}
+        rows.append(row | {"area_share": area / (level * steps_left) if level > 0 else np.nan})
+    return rows
+
+
+def trend_table(study: Study) -> list[dict]:
+    """Slope of the return after the cut over the rate, dense included, for each criterion, without the positive controls.
+
+    A trend of several seeds needs the same rates of each: of those that most seeds have in common.
+    """
+    rows = []
+    for criterion, arms in study.by_criterion().items():
+        pairs = {arm.rate: arm.pairs("after_cut") for arm in arms}
+        pairs = {rate: by_seed for rate, by_seed in pairs.items() if 0 < rate < CONTROLS and by_seed}
+        designs = [[rate for rate in pairs if len(pairs[rate]) >= len(fewest)] for fewest in pairs.values()]
+        common = [(sorted(set.intersection(*(set(pairs[r]) for r in rates))), rates) for rates in designs if len(rates) > 1]
+        seeds, rates = max(common, key=lambda design: tuple(map(len, design)), default=([], []))
+        if not seeds:
+            continue
+        dense = [pairs[rates[0]][seed][1] for seed in seeds]
+        scores = np.array([dense, *([pairs[rate][seed][0] for seed in seeds] for rate in rates)])
+        slopes = paired.slopes(scores, np.array([0.0, *rates])) / 10  # per 0.1 of rate
+        row = {"study": study.label, "criterion": criterion, "rates": " ".join(f"{r:g}" for r in rates), "pairs": len(seeds)}
+        # as a share: slope and dense are a pair, and so are slope + dense and dense
+        rows.append(row | {"role": "exploratory", "scores": scores[0] + slopes, "references": scores[0]})
+    return rows
+
+
+def noise_table(study: Study) -> list[dict]:
+    """How far the difference that the declared test is of deviates between seeds, and what the test can do with that.
+
+    It is pooled over arms below the controls, in shares of the mean of each, or is that of equal continuations alone.
+    """
+    arms = [arm for arm in study.arms if arm.kind != "A/A" and arm.kind != "small" and arm.rate < CONTROLS]
+    values, of_arms, of_seeds = [], [], []
+    for arm in arms if study.dense else []:
+        returns = {run: run.value("after_cut") for s in study.dense.runs for run in arm.runs.get(s, [])}
+        returns = {run: value for run, value in returns.items() if not np.isnan(value)}
+        if returns and (middle := np.mean(list(returns.values()))) > 0:
+            values += [value / middle for value in returns.values()]
+            of_arms += [arm.label] * len(returns)
+            of_seeds += [run.seed for run in returns]
+    if not values:
+        return []
+    *ends, df, equals_alone = paired.run_deviation(np.array(values), of_arms, of_seeds)
+    if np.isnan(ends[0]):
+        return []
+    declared = study.arm(DECLARED)
+    pairs = [(len(declared.runs[s]), len(twins)) for s, twins in declared.twins.items()] if declared else []
+    own, dense = np.mean([[1 / k for k in pair] for pair in pairs or [(1, 1)]], axis=0)
+    ends = [float(np.sqrt(own + (1 - MARGIN) ** 2 * dense)) * end for end in ends]  # each side is a mean over its runs
+    row = {"study": study.label, "runs": len(values)} | interval("deviation", ends) | {"df": df, "pairs": len(pairs)}
+    row["equals_alone"] = equals_alone
+    row["power"] = float(paired.power(len(pairs), ends[0])) if len(pairs) > 1 else np.nan
+    return [row | interval("needed", map(paired.seeds_needed, ends))]
+
+
+def aggregate_table(studies: list[Study]) -> list[dict]:
+    """Interquartile mean over several games of the change of the return after the cut; seeds are the sample, as clusters."""
+    families: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for study in studies:
+        for arm in study.arms:
+            pairs = arm.pairs("after_cut") if arm.rate else {}
+            if pairs and (dense := np.mean([twin for _, twin in pairs.values()])) > 0:
+                family = families.setdefault((study.first.study_key(("env_id",)), arm.label), {})
+                family[study.label] = {seed: (score - twin) / dense for seed, (score, twin) in pairs.items()}
+    rows = []
+    for (_, arm), games in families.items():
+        seeds = sorted(set.intersection(*map(set, games.values())))
+        if len(games) > 1 and len(seeds) > 1:
+            changes = np.array([[game[seed] for seed in seeds] for game in games.values()])
+            row = {"studies": "; ".join(games), "arm": arm, "games": len(games), "seeds": len(seeds)}
+            rows.append(row | interval("iqm", paired.over_games(changes)))
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------------------------- others
+def costs_table(study: Study) -> list[dict]:
+    rows = []
+    for arm in study.arms:
+        if arm.kind == "A/A":
+            continue
+        summaries = [run.summary for run in arm.all_runs]
+        row = {"study": study.label, "arm": arm.label, "seeds": len(arm.runs), "runs": len(summaries)}
+        row |= {name: float(np.mean([s[name] for s in summaries])) for name in ("total", "nonzero", "sparsity")}
+        row["zeros"] = row["total"] - row["nonzero"]
+        row["emptied"] = ", ".join(sorted({name for s in summaries for name in s["emptied"]}))
+        for part in ("disk", "multiply_adds"):
+            for name in dict.fromkeys(name for s in summaries for name in s.get(part, {})):
+                values = arm.values(lambda run, part=part, name=name: run.summary.get(part, {}).get(name))
+                row[f"{part}_{name}"] = values.mean()
+        row["resident_bytes"] = arm.values(lambda run: run.summary["resident_bytes"]).mean()
+        for name in ("agent_steps_per_second_while_learning", "peak_ram_bytes", "peak_gpu_bytes"):
+            values = arm.values(lambda run, name=name: run.summary["time"].get(name))
+            row[name] = values.mean() if len(values) else np.nan
+        rows.append(row)
+    return rows
+
+
+def no_skill_table(games: dict[str, NoSkill]) -> list[dict]:
+    rows = []
+    for env_id, no_skill in games.items():
+        for what, policy in (("uniform random play", no_skill.random), ("best held action", no_skill.held)):
+            row = {"game": env_id, "what": what, "games": policy["games"]}
+            row |= {"policy": policy["policy"], "epsilon": policy["epsilon"]}
+            rows.append(row | interval("mean", [policy[key] for key in ("mean", "low", "high")]))
+    return rows
+
+
+def runs_table(studies: list[Study]) -> list[dict]:
+    """Every finished run, with the numbers of its own folder."""
+    rows = []
+    for study in studies:
+        paired_runs = {run for arm in study.arms for s in arm.twins for run in arm.runs[s]}
+        for run in [*study.arm_runs, *study.not_compared]:
+            row = {"study": study.label, "arm": run.label, "seed": run.seed, "run": run.name}
+            row |= {"paired": run in paired_runs, "games": len(run.games_of("final"))}
+            row |= {name: run.value(name) for name in ("after_cut", "late", "final", *MOMENTS[:2])}
+            rows.append(row | {name: run.recovery[name] for name in ("level", "back", "area")})
+    return rows
+
+
+def rliable_scores(studies: list[Study]) -> dict[str, np.ndarray]:
+    """Returns after the cut (seeds, games) of each arm, as rliable takes them: of the seeds that it has in all of its games."""
+    arms: dict[str, dict[str, dict[int, float]]] = {}
+    for study in studies:
+        family = study.label.replace(f", {study.first.env_id}", "")
+        for arm in study.arms:
+            if arm.kind != "A/A" and (scores := arm.by_seed(lambda run: run.value("after_cut"))):
+                arms.setdefault(f"{family}, {arm.label}", {})[study.first.env_id] = scores
+    scores = {}
+    for name, games in arms.items():
+        seeds = sorted(set.intersection(*map(set, games.values())))
+        scores[name] = np.array([[games[env_id][seed] for env_id in sorted(games)] for seed in seeds], float)
+    return scores

@@ -1,0 +1,147 @@
+"""The page of a report: answers, sentences, figures, tables and method in one HTML file that needs nothing else."""
+
+import base64
+import html
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.conclusions import QUESTION, Answer, name_of
+from analysis.design import BINS, CONTROLS, DECLARED, HELD, MARGIN, MIN_SEEDS
+from analysis.studies import Study
+
+TITLE = "What one cut in the middle of training cost"
+METHOD = f"""
+Pairs. A run is compared with the dense runs of its seed, its twins, only if they have the same past: the games before the cut
+and every row of the curves before the cut must be equal. Options, script, precision, device type, threads and versions must
+agree too. Runs that fail are named with the first thing that differs. Several continuations of one prune point (forks) are
+averaged within their seed, dense ones too. n counts seeds, never runs, arms or games.
+
+Quantities, in this order. Return after the cut: the training games that ended after the cut, their mean return in each of
+{BINS} equal bins of agent steps, and the mean of the bins. Late return: the last bin. Final network: the evaluation games at
+the end; they are of one network, which may play far better or worse than the run that left it. Shock: the evaluation right
+after the cut against the one before it.
+
+Declared in advance, for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in
+runs with the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above
+-{100 * MARGIN:g} %, which is a one-sided test at 2.5 %; no means that it lies below. There is no answer with fewer than
+{MIN_SEEDS} seeds, where the interval of the dense return reaches down to what no skill scores, or where a positive control
+(an arm with a rate of {CONTROLS:g} or more) shows no loss. Without such a control, another arm must show one. Everything else
+is exploratory.
+
+Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense have Fieller's interval, which
+allows for the dense mean being measured too. The exploratory comparisons of a study have simultaneous intervals
+(Bonferroni): in 95 % of studies all of them cover their truth, and a loss or gain is called seen only by them. They are the
+exploratory arms and the trends, which are least-squares slopes over the rates below {CONTROLS:g}. The intervals of late
+return, final network, shock and single bins are not corrected: each is one interval. One seed has no interval. Over
+several games, each seed has the interquartile mean over its games, and seeds are the sample: masks and initial weights of a
+seed are the same in every game. `python -m checks.simulate_studies` measures how often these intervals cover the truth.
+
+Noise. The declared difference is arm - {1 - MARGIN:g} x dense of a seed. Its deviation comes from what remains of each run
+after an effect of its arm and of its seed, in per cent of the arm's mean, pooled over arms. Equal continuations (A/A, forks)
+stand in where there are no several arms in several seeds; they may deviate less, since they do not show how seeds differ in
+what a cut does to them. From the deviation come the power of the declared test and the seeds that it needs.
+
+No skill. Uniform random play and every action held all the time (epsilon 0.01), whole games. An evaluation whose commonest
+action has a share of {100 * HELD:g} % or more is called a held action. Distinct games differ in return or length. Points per
+agent step are no measure of skill.
+
+Recovery is of training games, exploration included. Level: mean of the last {{window}} games before the cut. Back: when the
+mean of the last {{window}} games, all ended after the cut, is at the level again, which takes at least {{window}} games; the
+median counts a run that never is as longer than all others. Area lost: between the level and that moving mean, from the cut
+until then or the end.
+
+A dash is what was not measured, or what there is too little for. Forked arms ran only from the cut on, dense runs from the
+start: their speeds are of different parts of the training.
+"""
+
+CAPTIONS = {
+    "difference": "Change of the training return against the dense twin, in tenths of the steps after the cut: mean and, of "
+    "several seeds, 95 % interval per tenth. A/A: equal continuations.",
+    "return_against_rate": "Return after the cut: mean and, of several seeds, 95 % interval, one dot per seed; dotted: dense.",
+    "change_against_rate": "Change against the dense twin in the four quantities: mean and, of several seeds, 95 % interval, "
+    "one dot per seed.",
+    "moments": "Evaluations before the cut, right after it and at the end: mean and, of several seeds, 95 % t interval, dots.",
+    "training": "Training return, mean of the last {window} games, mean of the seeds; dotted: the cut.",
+    "losses": "Losses: mean of the seeds, raw (faint) and averaged over {window} logged rows; dotted: the cut.",
+    "sparsity": "Sparsity of each tensor after the cut.",
+    "bytes": "Bytes on disk of the final network by format; a tick marks where a format starts to be smaller than dense.",
+    "speed": "Speed by arm, on the machines named above: mean and, of several seeds, 95 % interval, dots. Forks from the cut.",
+}
+"""of the figures below the first screen, by the beginning of their names, in their order on the page"""
+HEADLINE = (
+    "{label}: training return in tenths of the steps before and after the cut, and its change against dense (with several "
+)
+HEADLINE += "seeds: band, 95 % interval per tenth). A/A: continuations of one dense run, against each other."
+IN_FILES_ONLY = ("named", "bins")
+STYLE = """
+body{font:16px/1.45 system-ui,sans-serif;color:#111;max-width:1120px;margin:1em auto;padding:0 1em}
+h1{font-size:1.5em;margin:.3em 0}h2{margin-top:1.6em}img{max-width:100%;height:auto}
+.answers,.headlines{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:.6em 1.2em}
+.answers div{border-left:4px solid #0072B2;padding:.1em .8em}.answers p,.answers h2{margin:.15em 0;font-size:1em}
+.answers strong{font-size:1.15em}.floor{margin:.7em 0;color:#333}
+figure{margin:1.5em 0}.headlines figure{margin:0}figcaption{color:#444;font-size:.85em}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:12px}li{margin:.3em 0}
+th,td{padding:.25em .6em;text-align:right;border-bottom:1px solid #ddd}th{vertical-align:bottom}td{white-space:nowrap}
+.named td{white-space:normal;text-align:left;overflow-wrap:anywhere}
+"""
+
+
+def figure(file: Path, caption: str) -> str:
+    data, text = base64.b64encode(file.read_bytes()).decode(), html.escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def wide(table: pd.DataFrame, kind: str = "") -> str:
+    return f"<div class='wide {kind}'>{table.to_html(index=False, border=0)}</div>"
+
+
+def listed(sentences: list[str]) -> str:
+    return f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>"
+
+
+def first_screen(answers: list[tuple[Study, Answer]], floors: list[str], figures: Path) -> str:
+    """The answer of each study, what no skill scores, and one figure of each."""
+    boxes = ""
+    for study, answer in answers:
+        told = f"<strong>{html.escape(answer.short)}</strong><p>{html.escape(answer.measured)}</p>"
+        boxes += f"<div><h2>{html.escape(study.label)}</h2>{told}</div>"
+    pictures = ""
+    for study, _ in answers:
+        if (file := figures / f"headline_{study.slug}.png").is_file():
+            pictures += figure(file, HEADLINE.format(label=study.label))
+    told = "".join(f"<p class=floor>{html.escape(sentence)}</p>" for sentence in floors)
+    question = f"<p class=floor>Declared in advance: {html.escape(QUESTION)}</p>"
+    return f"<h1>{TITLE}</h1>{question}<div class=answers>{boxes}</div>{told}<div class=headlines>{pictures}</div>"
+
+
+def page(
+    answers: list[tuple[Study, Answer]],
+    floors: list[str],
+    conclusions: dict[str, list[str]],
+    left_out: list[str],
+    tables: dict[str, pd.DataFrame],
+    figures: Path,
+    window: int,
+) -> str:
+    """The page of the answer and the sentences of each study, the tables by name and the figures in a folder."""
+    parts = [first_screen(answers, floors, figures), "<h2>Conclusions</h2>"]
+    parts += [f"<h3>{html.escape(label)}</h3>{listed(sentences)}" for label, sentences in conclusions.items()]
+    if "changes" in tables:
+        parts.append(f"<h3>Changes against dense</h3>{wide(tables['changes'])}")
+    if "named" in tables:
+        parts.append(f"<h2>Runs that are not used like the others</h2>{wide(tables['named'], 'named')}")
+    parts.append("<h2>Figures</h2>")
+    for kind, caption in CAPTIONS.items():
+        files = sorted([*figures.glob(f"{kind}.png"), *figures.glob(f"{kind}_*.png")])
+        parts += [figure(file, caption.format(window=window)) for file in files]
+    if left_out:
+        parts.append(f"<p>Left out, for there is nothing in them:</p>{listed(left_out)}")
+    parts.append("<h2>Tables</h2>")
+    shown = {name: table for name, table in tables.items() if name not in ("changes", *IN_FILES_ONLY)}
+    parts += [f"<h3>{name.replace('_', ' ').capitalize()}</h3>{wide(table)}" for name, table in shown.items()]
+    paragraphs = METHOD.format(window=window).strip().split("\n\n")
+    method = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)
+    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title>'
+    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    return f"{head}<style>{STYLE.strip()}</style></head><body>{''.join(parts)}<h2>Method</h2>{method}</body></html>\n"

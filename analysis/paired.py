@@ -1,0 +1,143 @@
+"""The statistics of a study as pure functions: seeds are the sample, and the arms of a seed are pairs.
+
+Arrays have the seeds on their last axis, so that thousands of simulated studies go through the same lines as one real study
+(checks/simulate_studies.py). What a sample is too small for is nan, and so is what it would be sure of only because its seeds
+do not differ at all: scores that are all 0, say.
+"""
+
+import numpy as np
+from scipy import stats
+
+from analysis.design import MARGIN, MIN_SEEDS
+
+LEVEL = 0.95
+POWER = 0.8
+
+
+def simultaneous(comparisons: int) -> float:
+    """The level of each of several intervals that cover their truths all at once in 95 % (Bonferroni)."""
+    return 1 - (1 - LEVEL) / max(comparisons, 1)
+
+
+def deviation(samples: np.ndarray) -> np.ndarray:
+    """Standard deviation (n - 1) over the last axis; nan where no two samples differ by more than rounding."""
+    n = samples.shape[-1]
+    return np.where(np.ptp(samples, axis=-1) > 1e-9, samples.std(-1) * np.sqrt(n / max(n - 1, 1)), np.nan)
+
+
+def t_interval(samples: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over the last axis, and the two ends of its t interval."""
+    samples = np.asarray(samples, float)
+    n, mean = samples.shape[-1], samples.mean(-1)
+    half = stats.t.ppf((1 + level) / 2, max(n - 1, 1)) * deviation(samples) / np.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def ratio_interval(
+    numerators: np.ndarray, denominators: np.ndarray, level: float = LEVEL
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ratio of the means of paired samples, and its interval by Fieller's theorem; nan where the denominator may be 0.
+
+    The interval holds every r at which a t test on numerators - r * denominators finds nothing: it is as exact as that test,
+    and knows that the denominator is measured too.
+    """
+    y, x = np.asarray(numerators, float), np.asarray(denominators, float)
+    n, y_mean, x_mean = y.shape[-1], y.mean(-1), x.mean(-1)
+    ratio = np.divide(y_mean, x_mean, out=np.full_like(y_mean, np.nan), where=x_mean > 0)
+    x_off, y_off = x - x_mean[..., None], y - y_mean[..., None]
+    t2 = stats.t.ppf((1 + level) / 2, max(n - 1, 1)) ** 2 / (n * max(n - 1, 1))
+    a = x_mean**2 - t2 * (x_off**2).sum(-1)
+    b = x_mean * y_mean - t2 * (x_off * y_off).sum(-1)
+    c = y_mean**2 - t2 * (y_off**2).sum(-1)
+    bounded = (a > 0) & (x_mean > 0) & ~np.isnan(deviation(y - ratio[..., None] * x))
+    a, root = np.where(bounded, a, np.nan), np.sqrt(np.maximum(b**2 - a * c, 0))
+    return ratio, (b - root) / a, (b + root) / a
+
+
+def slopes(scores: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Least-squares slope of scores (..., rates, seeds) over the prune rate, one per seed: (..., seeds), per unit of rate."""
+    centred = np.asarray(rates, float) - np.mean(rates)
+    return np.einsum("r,...rs->...s", centred, np.asarray(scores, float)) / (centred**2).sum()
+
+
+def over_games(changes: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Interquartile mean over the games of each seed (changes is (..., games, seeds)), its mean over seeds and t interval.
+
+    A seed has the same masks and initial weights in every game, so that its games are one cluster, and n is that of the seeds.
+    """
+    return t_interval(stats.trim_mean(np.asarray(changes, float), 0.25, axis=-2), level)
+
+
+# ------------------------------------------------------------------------------------------------------- noise and power
+def run_deviation(values: np.ndarray, arms: list, seeds: list) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, bool]:
+    """Standard deviation of one run around its arm and seed, its 95 % interval, degrees of freedom, and if of equals alone.
+
+    values (..., runs) are explained by an effect of each run's arm plus one of its seed. What that leaves of the means of
+    arms by seeds is pooled over all arms. Equal continuations (forks, A/A) are used only where there are no several arms in
+    several seeds: they do not show how seeds differ in what an arm does to them.
+    """
+    values = np.asarray(values, float)
+    cells = [f"{arm} {seed}" for arm, seed in zip(arms, seeds, strict=True)]
+    arm, seed, cell = (np.array([[x == name for name in dict.fromkeys(of)] for x in of], float) for of in (arms, seeds, cells))
+
+    def left(design: np.ndarray) -> tuple[np.ndarray, int]:
+        """Sum of squares that a linear design leaves, and its degrees of freedom."""
+        projection = design @ np.linalg.pinv(design)
+        return ((values - values @ projection.T) ** 2).sum(-1), len(design) - int(np.linalg.matrix_rank(design))
+
+    (squares, df), (of_equals, df_equals) = left(np.hstack([arm, seed])), left(cell)
+    equals_alone = df == df_equals
+    if not equals_alone:
+        squares, df = squares - of_equals, df - df_equals
+    square = np.where(squares > 1e-18, squares / max(df, 1), np.nan)
+    low, high = (np.sqrt(square * df / stats.chi2.ppf(p, max(df, 1))) for p in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
+    return np.sqrt(square), low, high, df, equals_alone
+
+
+def power(seeds, deviation, loss: float = 0.0) -> np.ndarray:
+    """How often the declared test excludes a loss of the margin when this loss is true.
+
+    It is a paired t test at 2.5 %, one-sided, on arm - (1 - MARGIN) * dense, whose standard deviation between seeds this is
+    (deviation and loss as shares of the dense mean). The lower end of a 95 % interval above -MARGIN is the same test.
+    """
+    n = np.asarray(seeds, float)
+    shift = (MARGIN - loss) * np.sqrt(n) / deviation
+    return stats.nct.sf(stats.t.ppf((1 + LEVEL) / 2, n - 1), n - 1, shift)
+
+
+def seeds_needed(deviation: float, most: int = 1000) -> float:
+    """The fewest seeds that give the declared test 80 % power where nothing is lost; inf if they are more than `most`."""
+    enough = power(np.arange(MIN_SEEDS, most + 1), max(deviation, 1e-3)) >= POWER
+    return float(MIN_SEEDS + np.argmax(enough)) if enough.any() else np.inf
+
+
+# ------------------------------------------------------------------------------------------------------------ one run
+def binned(steps: np.ndarray, returns: np.ndarray, start: int, end: int, bins: int) -> np.ndarray:
+    """Mean return of the games that ended in each of several equal bins of the agent steps after start; nan without games."""
+    steps, returns = np.asarray(steps), np.asarray(returns, float)
+    inside = (steps > start) & (steps <= end)
+    index = np.searchsorted(np.linspace(start, end, bins + 1), steps[inside]) - 1  # a bin holds its end, not its start
+    sums, games = np.bincount(index, returns[inside], bins), np.bincount(index, minlength=bins)
+    return np.divide(sums, games, out=np.full(bins, np.nan), where=games > 0)
+
+
+def recovery(steps: np.ndarray, returns: np.ndarray, cut: int, window: int) -> dict[str, float]:
+    """How the training return (games in the order of their ends, at agent steps) falls at the cut and comes back.
+
+    level: mean of the last `window` games up to the cut. back: agent steps from the cut until the mean of the last `window`
+    games, all ended after the cut, is at the level again; inf where that is not within the run. area: between the level and
+    that moving mean (of fewer games at first), return times agent steps, from the cut until then or the end of the run's
+    games.
+    """
+    steps, returns = np.asarray(steps), np.asarray(returns, float)
+    before, after, ends = returns[steps <= cut], returns[steps > cut], steps[steps > cut] - cut
+    if len(before) < window or len(after) < window:
+        return {"level": np.nan, "back": np.nan, "area": np.nan}
+    level = before[-window:].mean()
+    sums = np.cumsum(after)
+    means = (sums - np.concatenate([np.zeros(window), sums[:-window]])) / np.minimum(np.arange(1, len(after) + 1), window)
+    reached = np.flatnonzero(means[window - 1 :] >= level - 1e-9)
+    games = reached[0] + window if len(reached) else len(after)
+    back = ends[games - 1] if len(reached) else np.inf
+    area = ((level - means) * np.diff(ends, prepend=0))[:games].sum()
+    return {"level": level, "back": back, "area": area}

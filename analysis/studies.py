@@ -1,0 +1,275 @@
+"""Which runs are compared with which, and what is named instead.
+
+A study is one algorithm, game and set of options. Its arms are compared with the dense runs of the same seed, their twins, if
+they have the same past: until the cut they have to be one run. Several continuations of one prune point (forks) are averaged.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import numpy as np
+
+from analysis.design import DESIGN, MEASURING
+from analysis.runs import MOMENTS, Named, Run
+from prune_utils.run import CRITERIA, NEUTRAL, OF_THE_CUT, differences
+
+KINDS = ("none", "A/A", "small", *CRITERIA)
+"""of arms, in the order in which they are shown"""
+
+
+@dataclass(eq=False)
+class Arm:
+    """The runs of one arm by seed, several where it was forked, and the dense runs that they are compared with."""
+
+    label: str
+    criterion: str
+    kind: str
+    rate: float
+    runs: dict[int, list[Run]] = field(default_factory=dict)
+    twins: dict[int, list[Run]] = field(default_factory=dict)
+
+    @property
+    def all_runs(self) -> list[Run]:
+        return [run for runs in self.runs.values() for run in runs]
+
+    def by_seed(self, measure: Callable[[Run], float | None]) -> dict[int, float]:
+        """The mean over the runs of each seed that has the number."""
+        means = {seed: mean(runs, measure) for seed, runs in self.runs.items()}
+        return {seed: value for seed, value in means.items() if not np.isnan(value)}
+
+    def values(self, measure: Callable[[Run], float | None]) -> np.ndarray:
+        return np.array(list(self.by_seed(measure).values()), float)
+
+    def quantity(self, name: str) -> np.ndarray:
+        return self.values(lambda run: run.value(name))
+
+    def pairs(self, quantity: str) -> dict[int, tuple[float, float]]:
+        """For each seed its number and what it is compared with: the dense twins or, of the shock, the network before it."""
+        pairs = {}
+        for seed, twins in self.twins.items():
+            runs = self.runs[seed]
+            sides = [(quantity, runs), (quantity, twins)]
+            if quantity == "shock":
+                sides = [("after_prune", runs), ("before_prune", runs)]
+            pairs[seed] = tuple(mean(of, lambda run, name=name: run.value(name)) for name, of in sides)
+        return {seed: pair for seed, pair in pairs.items() if not np.isnan(pair).any()}
+
+    def contrast(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs as two arrays, one number per seed each."""
+        return tuple(np.array(list(self.pairs(quantity).values()), float).reshape(-1, 2).T)
+
+    def contrast_bins(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bins after the cut and those of the twins: (bins, seeds) each; nan where a run has no game in a bin."""
+        own, twins = ([np.mean([run.bins for run in of[s]], axis=0) for s in self.twins] for of in (self.runs, self.twins))
+        return np.array(own).T, np.array(twins).T
+
+
+def mean(runs: list[Run], measure: Callable[[Run], float | None]) -> float:
+    """Mean over the runs that have the number; nan where none has."""
+    values = [value for run in runs if (value := measure(run)) is not None and not np.isnan(value)]
+    return float(np.mean(values)) if values else np.nan
+
+
+@dataclass(eq=False)
+class Study:
+    """The runs of one algorithm, game and set of options, as arms: dense first, then its kin, then each criterion by rate."""
+
+    runs: list[Run]
+    arms: list[Arm] = field(default_factory=list)
+    not_compared: list[Run] = field(default_factory=list)
+    label: str = ""
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def slug(self) -> str:
+        """Its label as a part of a file's name, which may not be long."""
+        plain = re.sub(r"[^A-Za-z0-9.]+", "-", self.label).strip("-")
+        return plain if len(plain) <= 80 else f"{plain[:80]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+
+    @property
+    def dense(self) -> Arm | None:
+        return next((arm for arm in self.arms if arm.kind == "none"), None)
+
+    def arm(self, label: str) -> Arm | None:
+        return next((arm for arm in self.arms if arm.label == label), None)
+
+    @property
+    def arm_runs(self) -> list[Run]:
+        """Every run once: the A/A arm is made of dense runs."""
+        return [run for arm in self.arms if arm.kind != "A/A" for run in arm.all_runs]
+
+    def by_criterion(self) -> dict[str, list[Arm]]:
+        """For each criterion the dense arm and its own, by rate; where nothing is pruned, the dense arm alone."""
+        dense = [arm for arm in self.arms if arm.kind == "none"]
+        criteria = dict.fromkeys(arm.criterion for arm in self.arms if arm.rate) or {"none": None}
+        return {name: dense + [arm for arm in self.arms if arm.rate and arm.criterion == name] for name in criteria}
+
+    @property
+    def steps(self) -> int:
+        return max(run.summary["global_step"] for run in self.arm_runs)
+
+    @property
+    def cuts(self) -> set[int]:
+        return {run.cut_step for run in self.arm_runs}
+
+    @property
+    def off_design(self) -> dict:
+        """Options of all its runs that are not those of the declared design."""
+        design = DESIGN[self.first.algorithm]
+        return {name: value for name, value in sorted(self.first.design().items()) if value != design.get(name)}
+
+    @property
+    def declares(self) -> bool:
+        """Whether it is the study that was declared in advance, whatever else the report is of."""
+        return not self.off_design.keys() - MEASURING
+
+    @property
+    def machines(self) -> str:
+        """What its finished runs computed in and on, and with which of several script texts; the seeds, where these differ."""
+        hashes, seeds = {run.shaping["source_sha256"] for run in self.arm_runs}, {}
+        for run in self.arm_runs:
+            resolved = run.config["resolved"]
+            machine = f"{resolved['precision']} on {run.device_name}, threads {resolved['num_threads']}"
+            machine += f", torch {resolved['torch']}"
+            machine += f", script {resolved['source_sha256'][:8]}" if len(hashes) > 1 else ""
+            seeds.setdefault(machine, set()).add(run.seed)
+        if len(seeds) > 1:
+            return "; ".join(f"{machine} (seeds {', '.join(map(str, sorted(own)))})" for machine, own in seeds.items())
+        return "".join(seeds)
+
+
+def group(runs: list[Run]) -> list[Study]:
+    """Studies; dense networks of another width that were run beside one become an arm of it."""
+    studies: dict[str, Study] = {}
+    for run in runs:
+        studies.setdefault(run.study_key(), Study([])).runs.append(run)
+    for key, study in list(studies.items()):
+        pruned = [other for other in studies.values() if other is not study and any(run.rate for run in other.runs)]
+        width = ("hidden_size",)
+        hosts = [other for other in pruned if other.first.study_key(width) == study.first.study_key(width)]
+        if hosts and all(run.kind == "none" for run in study.runs):
+            for run in study.runs:
+                run.kind, run.label = "small", f"none, hidden_size {run.options['hidden_size']}"
+                run.criterion = run.label
+            hosts[0].runs += study.runs
+            del studies[key]
+    return sorted(studies.values(), key=lambda study: (study.first.algorithm, study.first.env_id, study.first.study_key()))
+
+
+def label_studies(studies: list[Study]) -> None:
+    """Algorithm and game, then the options in which studies of one report differ."""
+    for study in studies:
+        designs = [other.first.design() for other in studies if other.first.algorithm == study.first.algorithm]
+        own = {name: value for name, value in sorted(study.first.design().items()) if name != "env_id"}
+        options = [f"{name} {value}" for name, value in own.items() if any(design.get(name) != value for design in designs)]
+        study.label = ", ".join([study.first.algorithm.upper(), study.first.env_id, *options])
+
+
+# --------------------------------------------------------------------------------------------------------- what is a pair
+def apart(dense: Run, run: Run) -> str:
+    """What keeps two runs from being a pair: options and resolved values, then the first row that differs before the cut."""
+    changed = differences(dense.shaping, run.shaping, NEUTRAL | OF_THE_CUT)
+    if changed:
+        return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", changed)  # hashes are cut short
+    steps = [{"cut": r.cut_step, "end": r.summary["global_step"]} for r in (dense, run)]
+    return differences(*steps) or other_games(dense, run) or other_curves(dense, run)
+
+
+def other_games(dense: Run, run: Run) -> str:
+    """The first game before the cut that differs; after it, the first that starts from another seed."""
+    for moment in MOMENTS:
+        columns = ["episode", "seed", *(["return", "length", "truncated"] if moment == "before_prune" else [])]
+        ours, theirs = (r.games_of(moment).reindex(columns=columns).to_numpy().tolist() for r in (dense, run))
+        for ours_row, theirs_row in zip_longest(ours, theirs):
+            if ours_row != theirs_row:
+                texts = [
+                    ", ".join(map(" ".join, zip(columns, r, strict=True))) if r else "none" for r in (ours_row, theirs_row)
+                ]
+                return f"eval.csv, {moment}: {texts[0]} -> {texts[1]}"
+    return ""
+
+
+def other_curves(dense: Run, run: Run) -> str:
+    """The first row of curves.csv before the cut that differs."""
+    for line, (ours, theirs) in enumerate(zip_longest(dense.past, run.past, fillvalue="the cut"), 2):
+        if ours != theirs:
+            return f"curves.csv, line {line}: {ours} -> {theirs}"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------------------- the arms
+def build(study: Study, everything: list[Run], named: list[Named]) -> None:
+    """Make the arms of a study and their pairs; name the runs that cannot be paired and the gaps."""
+    ordered = sorted(study.runs, key=lambda r: (KINDS.index(r.kind), r.criterion, r.rate, r.label, r.seed, r.fork_seed or 0))
+    labels, seeds = dict.fromkeys(run.label for run in ordered), sorted({run.seed for run in ordered})
+    arms: dict[str, Arm] = {}
+    for seed in seeds:
+        runs = counted([run for run in ordered if run.seed == seed and run.finished], named)
+        twins = find_twins(runs)
+        for run in runs:
+            reason = reason_apart(run, twins, everything)
+            if reason:
+                named.append(Named("not compared", run.name, reason))
+                if twins:
+                    study.not_compared.append(run)
+                    continue
+            elif twins and run not in twins and (changed := differences(twins[0].machine, run.machine)):
+                told = f"compared all the same with {twins[0].name}, whose past it has: {changed}"
+                named.append(Named("other machine", run.name, told))
+            arm = arms.setdefault(run.label, Arm(run.label, run.criterion, run.kind, run.rate))
+            arm.runs.setdefault(seed, []).append(run)
+            if twins and run.kind not in ("none", "small"):
+                arm.twins[seed] = twins
+    study.arms = [arms[label] for label in labels if label in arms]
+    if study.dense and (equals := {seed: runs for seed, runs in study.dense.runs.items() if len(runs) > 1}):
+        others, first = ({seed: runs[part] for seed, runs in equals.items()} for part in (slice(1, None), slice(1)))
+        study.arms.insert(1, Arm("A/A", "A/A", "A/A", 0.0, others, first))
+    there = {(run.label, run.seed) for run in study.runs}
+    for label in labels:
+        if gaps := [str(seed) for seed in seeds if (label, seed) not in there]:
+            present = f"seeds {', '.join(map(str, seeds))} are in the study"
+            named.append(Named("missing", f"{study.label}, {label}", f"no run of seed {', '.join(gaps)}; {present}"))
+
+
+def counted(runs: list[Run], named: list[Named]) -> list[Run]:
+    """The finished runs of a seed, each arm and fork once: of several the one that most others can be paired with."""
+    cells: dict[tuple, list[Run]] = {}
+    for run in runs:
+        cells.setdefault((run.label, run.fork_seed), []).append(run)
+    once = []
+    for (label, _), same in cells.items():
+        same.sort(key=lambda run: len(same) > 1 and -sum(not apart(run, other) for other in runs))
+        once.append(same[0])
+        for run in same[1:]:
+            named.append(Named("counted once", str(run.folder), f"{label} of seed {run.seed} is there as {same[0].folder}"))
+    return once
+
+
+def find_twins(runs: list[Run]) -> list[Run]:
+    """The dense runs of a seed that are one run until the cut: those around the one that most runs can be paired with."""
+    dense = [run for run in runs if run.kind == "none"]
+    if not dense:
+        return []
+    first = max(dense, key=lambda run: sum(not apart(run, other) for other in runs))  # of equals the first, no fork
+    return [first, *(run for run in dense if run is not first and not apart(first, run))]
+
+
+def reason_apart(run: Run, twins: list[Run], everything: list[Run]) -> str:
+    """Why a run is not compared with the dense runs of its seed; empty where it is."""
+    if run.kind == "small" or run in twins:
+        return ""
+    twin = twins[0] if twins else None
+    if twin is None and run.kind != "none":
+        same = (run.algorithm, run.env_id, run.seed, "none")
+        others = [r for r in everything if r.finished and (r.algorithm, r.env_id, r.seed, r.kind) == same]
+        twin = min(others, key=lambda other: len(apart(other, run)), default=None)
+        if twin is None:
+            return f"there is no finished dense run of seed {run.seed}"
+    difference = apart(twin, run) if twin else ""
+    return f"it differs from the dense run {twin.name}: {difference}" if difference else ""

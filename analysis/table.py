@@ -1,0 +1,84 @@
+"""Print one table of finished runs, a column for each: return at each moment, zeros, bytes on disk, speed.
+
+    python -m analysis.table RUN...
+
+A run without a summary.json is named as unfinished. With no finished run the exit code is 2.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+
+from prune_utils.basics import UserError, exit_codes
+
+MOMENTS = {"before_prune": "return before the cut", "after_prune": "return right after", "final": "return at the end"}
+FORMATS = {
+    "dense": "bytes, dense",
+    "coo": "bytes, COO",
+    "csr_int64": "bytes, CSR int64",
+    "csr_int32": "bytes, CSR int32",
+    "packed": "bytes, packed",
+}
+
+
+@dataclass
+class Args:
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
+    """run folders"""
+
+
+def score(moment: dict | None) -> str:
+    """Mean return over the games and its 95 % interval, which one game alone does not have."""
+    if moment is None:
+        return "-"
+    return f"{moment['mean']:.1f}" + (" [{:.1f}, {:.1f}]".format(*moment["ci95"]) if moment["ci95"] else "")
+
+
+def size(disk: dict[str, int], name: str) -> str:
+    """Bytes, and how many times those of the dense file."""
+    if name not in disk:
+        return "-"
+    return f"{disk[name]:,}" + ("" if name == "dense" else f" ({disk[name] / disk['dense']:.2f}x)")
+
+
+def column(summary: dict) -> dict[str, str]:
+    """The cells of a run, from its summary.json; `-` is what it did not measure."""
+    moments, zeros = summary.get("eval", {}), summary["total"] - summary["nonzero"]
+    speed = summary["time"]["agent_steps_per_second_while_learning"]
+    cells = {"agent steps": f"{summary['global_step']:,}"}
+    cells |= {"games per moment": " / ".join(str(moments[name]["n"]) for name in MOMENTS if name in moments) or "-"}
+    cells |= {label: score(moments.get(name)) for name, label in MOMENTS.items()}
+    cells |= {"zeros": f"{zeros:,} of {summary['total']:,} ({zeros / summary['total']:.1%})"}
+    cells |= {label: size(summary["disk"], name) for name, label in FORMATS.items()}
+    return cells | {"agent steps per second": "-" if speed is None else f"{speed:.0f}"}
+
+
+def print_table(runs: tuple[str, ...]) -> None:
+    finished, others = {}, []
+    for run in runs:
+        try:
+            finished[run] = column(json.loads((Path(run) / "summary.json").read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            others.append(f"unfinished, no summary.json: {run}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            others.append(f"broken, summary.json cannot be read ({type(error).__name__}): {run}")
+    if finished:
+        print(pd.DataFrame(finished).to_string())
+        print("return: mean over the games of a moment [95 % interval]")
+    for line in others:
+        print(line)
+    if not finished:
+        raise UserError("no finished run; usage: python -m analysis.table RUN...")
+
+
+def main() -> None:
+    with exit_codes():
+        print_table(tyro.cli(Args, prog="python -m analysis.table", description=__doc__).runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The tables as they are read: headings, rounded numbers, and each interval in one cell."""
+
+import numpy as np
+import pandas as pd
+
+
+def number(value, spec: str = ",.0f", infinite: str = "never") -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "-"
+    if isinstance(value, float) and np.isinf(value):
+        return infinite
+    return format(value, spec)
+
+
+def span(row: dict, name: str, spec: str = ",.0f") -> str:
+    """The interval of a row's number."""
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return "-" if number(low) == "-" else f"{number(low, spec)} to {number(high, spec, 'more than 1,000')}"
+
+
+COLUMNS = {
+    "study": ("study", ""),
+    "studies": ("studies", ""),
+    "game": ("game", ""),
+    "arm": ("arm", ""),
+    "role": ("role", ""),
+    "criterion": ("criterion", ""),
+    "rates": ("rates", ""),
+    "seed": ("seed", ""),
+    "seeds": ("seeds", ""),
+    "pairs": ("pairs (seeds)", ""),
+    "runs": ("runs", ""),
+    "networks": ("networks", ""),
+    "games": ("games", ""),
+    "run": ("run", ""),
+    "name": ("run", ""),
+    "what": ("what", ""),
+    "reason": ("reason", ""),
+    "policy": ("policy", ""),
+    "epsilon": ("epsilon", "g"),
+    "moment": ("moment", ""),
+    "distinct": ("distinct games", ""),
+    "commonest_action": ("share of the commonest action", ".1%"),
+    "held": ("held action", ""),
+    "mean": ("mean return", ",.1f"),
+    "mean~": ("95 % interval", ",.0f"),
+    "before_prune": ("before the cut", ",.1f"),
+    "after_prune": ("right after it", ",.1f"),
+    "after_cut": ("return after the cut", ",.1f"),
+    "after_cut~": ("95 % interval", ",.0f"),
+    "late": ("late return", ",.1f"),
+    "late~": ("95 % interval of it", ",.0f"),
+    "final": ("final network", ",.1f"),
+    "final~": ("95 % interval of that", ",.0f"),
+    "not_above_no_skill": ("not above no skill", ""),
+    "bin": ("tenth after the cut", ""),
+    "change": ("change against dense", "+.1%"),
+    "change~": ("95 % interval of the change", "+.1%"),
+    "family": ("comparisons", ""),
+    "iqm": ("mean over seeds of the interquartile mean over games", "+.1%"),
+    "iqm~": ("95 % interval", "+.1%"),
+    "deviation": ("deviation of the declared difference", ".1%"),
+    "deviation~": ("95 % interval", ".1%"),
+    "df": ("degrees of freedom", ".0f"),
+    "power": ("power with these seeds if nothing is lost", ".0%"),
+    "needed": ("seeds for 80 % power", ".0f"),
+    "needed~": ("95 % interval of the seeds", ".0f"),
+    "level": ("level before the cut", ",.0f"),
+    "back": ("runs back at it", ""),
+    "steps_until_back": ("agent steps until then, median", ",.0f"),
+    "area": ("area lost, return x agent steps", ",.0f"),
+    "area_share": ("in per cent of level x steps left", ".1%"),
+    "total": ("entries", ",.0f"),
+    "zeros": ("zeros", ",.0f"),
+    "emptied": ("emptied tensors", ""),
+    "resident_bytes": ("bytes of the weights in memory", ",.0f"),
+    "multiply_adds_dense": ("multiply-adds", ",.0f"),
+    "multiply_adds_nonzero": ("multiply-adds not by zero", ",.0f"),
+    "agent_steps_per_second_while_learning": ("agent steps per second", ",.1f"),
+    "peak_ram_bytes": ("peak RAM, bytes", ",.0f"),
+    "peak_gpu_bytes": ("peak GPU memory, bytes", ",.0f"),
+}
+"""heading and format of each column; a name that ends in ~ is an interval"""
+CHANGES = {
+    "after_cut": ("return after the cut", "+.1%"),
+    "after_cut~": ("95 % interval", "+.1%"),
+    "simultaneous~": ("simultaneous 95 % interval", "+.1%"),
+    "after_cut_points": ("the same in points", "+,.1f"),
+    "late": ("late return", "+.1%"),
+    "late~": ("95 % interval of the late return", "+.1%"),
+    "final": ("final network", "+.1%"),
+    "final~": ("95 % interval of the final network", "+.1%"),
+    "shock": ("shock", "+.1%"),
+    "shock~": ("95 % interval of the shock", "+.1%"),
+}
+TREND = {
+    "simultaneous": ("change per 0.1 of rate", "+.1%"),
+    "simultaneous~": ("simultaneous 95 % interval", "+.1%"),
+    "simultaneous_points": ("the same in points", "+,.1f"),
+    "simultaneous_points~": ("interval in points", "+,.1f"),
+}
+VIEWS = {
+    "changes": "study arm role pairs runs " + " ".join(CHANGES),
+    "returns": "study arm role seeds runs after_cut after_cut~ late late~ final final~ before_prune after_prune "
+    "not_above_no_skill",
+    "no_skill": "game what policy epsilon games mean mean~",
+    "evaluations": "study arm moment networks mean games distinct commonest_action held not_above_no_skill",
+    "noise": "study runs deviation deviation~ df pairs power needed needed~",
+    "trend": "study criterion role rates pairs " + " ".join(TREND),
+    "bins": "study arm bin mean pairs change change~",
+    "recovery": "study arm seeds runs level back steps_until_back area area_share",
+    "aggregate": "studies arm games seeds iqm iqm~",
+    "costs": "study arm seeds runs total zeros emptied disk_* resident_bytes multiply_adds_dense multiply_adds_nonzero "
+    "agent_steps_per_second_while_learning peak_ram_bytes peak_gpu_bytes",
+    "runs": "study arm seed run after_cut late final before_prune after_prune games",
+    "named": "what name reason",
+}
+"""columns of each table; disk_* are those of all formats that were measured"""
+
+
+def view(name: str, rows: list[dict]) -> pd.DataFrame:
+    """The table as it is read, without columns that nothing measured."""
+    columns = COLUMNS | {"changes": CHANGES, "trend": TREND}.get(name, {})
+    sizes = list(dict.fromkeys(column for row in rows for column in row if column.startswith("disk_")))
+    cells = {}
+    for column in VIEWS[name].replace("disk_*", " ".join(sizes)).split():
+        size = (f"bytes, {column.removeprefix('disk_').replace('_', ' ')}", ",.0f")
+        heading, spec = columns.get(column, size)
+        if column.endswith("~"):
+            cells[heading] = [span(row, column.removesuffix("~"), spec) for row in rows]
+        else:
+            cells[heading] = [
+                number(row.get(column), spec, "more than 1,000" if column == "needed" else "never") for row in rows
+            ]
+    return pd.DataFrame({heading: column for heading, column in cells.items() if set(column) - {"-", ""}})

@@ -1,0 +1,245 @@
+"""Agent steps per second while learning: this project, an earlier commit of it, CleanRL and stable-baselines3, in turn.
+
+    python -m checks.benchmark --programs ours cleanrl sb3 --cleanrl DIR --cleanrl-python DIR/.venv/bin/python --json speed.json
+    python -m checks.benchmark --programs ours old --old CHECKOUT --jobs 1 2 --rounds 5
+
+Programs run in turn, A B C A B C, each in a process of its own, started by its command line. All have CleanRL's
+hyperparameters and the same lowered `--learning-starts`; the first lap of learning is left out. This project prunes before the
+first step, so that every lap masks its gradients. DQN explores with epsilon 0.01 from the start, as in nine tenths of its
+training: CleanRL and stable-baselines3 skip the network where they explore. CleanRL's DQN plays one game, since it can play no
+more. Peak memory is what was touched: buffers fill up as a run goes on. Ratios are of one round, and so free of slow drifts.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from checks import step_parts
+from prune_utils.device import cores, peak_ram_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV_ID = "SpaceInvadersNoFrameskip-v4"
+START_CLEANRL = "import ale_py, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+@dataclass
+class Args:
+    algorithms: tuple[Literal["dqn", "ppo"], ...] = ("dqn", "ppo")
+    """which algorithms to measure"""
+    programs: tuple[Literal["ours", "old", "cleanrl", "sb3"], ...] = ("ours", "sb3")
+    """which programs to measure; old needs --old, cleanrl needs --cleanrl"""
+    old: Path | None = None
+    """checkout of an earlier commit of this project: ratios are then to it"""
+    rounds: int = 3
+    """runs of each program; fewer than 3 say nothing of the spread"""
+    jobs: tuple[int, ...] = (1,)
+    """for this project's scripts: how many runs side by side, one figure each"""
+    num_envs: int = 8
+    """games played at once by this project and stable-baselines3 (and by CleanRL's PPO)"""
+    num_threads: int = 0
+    """CPU threads of a run; 0 is the cores divided by the runs side by side"""
+    steps: int = 8000
+    """agent steps of a run of this project after learning starts (GPU: 60000)"""
+    seconds: float = 15.0
+    """how long the others are watched after their burn-in"""
+    learning_starts: int = 2000
+    """agent steps before a DQN's first update"""
+    cleanrl: Path | None = None
+    """checkout of CleanRL"""
+    cleanrl_python: str = sys.executable
+    """python that runs it"""
+    json: Path | None = None
+    """file for all measurements, the table and the bounds"""
+
+
+def threads_each(args: Args, jobs: int) -> int:
+    return args.num_threads or max(1, cores() // jobs)
+
+
+def command(algorithm: str, args: Args, jobs: int) -> list[str]:
+    """The command line of a run of this project, without its length."""
+    words = [sys.executable, f"{algorithm}_atari_prune.py", "--env-id", ENV_ID, "--num-envs", str(args.num_envs)]
+    words += ["--prune-type", "l1", "--prune-rate", "0.5", "--prune-at", "0", "--eval-episodes", "0"]
+    words += ["--num-threads", str(threads_each(args, jobs))]
+    dqn = ["--learning-starts", str(args.learning_starts), "--buffer-size", "100000", "--start-e", "0.01"]
+    return words + dqn if algorithm == "dqn" else words
+
+
+def laps(folder: Path) -> list:
+    """The events of a run's speed, one per lap, each with its step and wall_time: a clock that all versions of it have."""
+    return EventAccumulator(str(folder)).Reload().Scalars("charts/SPS")
+
+
+def learning_speed(folder: Path, learning_starts: int) -> float | None:
+    """Agent steps per second of a run from the end of its first lap of learning to the end of its last."""
+    learned = [lap for lap in laps(folder) if lap.step > learning_starts]
+    return (learned[-1].step - learned[0].step) / (learned[-1].wall_time - learned[0].wall_time) if len(learned) > 1 else None
+
+
+def train(checkout: Path, algorithm: str, args: Args, jobs: int, scratch: str) -> tuple[list[str], list[float], dict]:
+    """The command, the steps per second of each of several runs side by side, and the highest peaks of memory in bytes."""
+    starts = args.learning_starts if algorithm == "dqn" else 0
+    words = [*command(algorithm, args, jobs), "--total-timesteps", str(starts + args.steps), "--checkpoint-minutes", "0"]
+    folders = [Path(scratch) / f"{algorithm}-{time.time_ns()}-{job}" for job in range(jobs)]
+    runs = [
+        subprocess.Popen(
+            [*words, "--seed", str(seed), "--runs-dir", scratch, "--run-name", folder.name],
+            cwd=checkout,
+            stdout=subprocess.DEVNULL,
+        )
+        for seed, folder in enumerate(folders, 1)
+    ]
+    if any([run.wait() for run in runs]):
+        raise SystemExit(f"error: failed: {' '.join(words)}")
+    times = [json.loads((folder / "summary.json").read_text())["time"] for folder in folders]
+    peaks = {name: max((t[name] for t in times if t[name]), default=None) for name in ("peak_ram_bytes", "peak_gpu_bytes")}
+    speeds = [learning_speed(folder, starts) for folder in folders]
+    if None in speeds:
+        print(f"error: --steps must be several thousand, got {args.steps}: no lap of learning was whole", file=sys.stderr)
+        sys.exit(2)
+    return words, speeds, peaks
+
+
+def start_up_seconds(checkout: Path, algorithm: str, args: Args, scratch: str) -> float:
+    """From the start of a process to the end of its first lap: 1,000 agent steps of a DQN that does not learn yet, or one
+    rollout of four steps."""
+    folder = Path(scratch) / f"{algorithm}-{time.time_ns()}-start"
+    words = [*command(algorithm, args, 1), "--no-save-model", "--runs-dir", scratch, "--run-name", folder.name]
+    dqn = ["--total-timesteps", "1008", "--learning-starts", "1000"]
+    words += dqn if algorithm == "dqn" else ["--total-timesteps", str(4 * args.num_envs), "--num-steps", "4"]
+    began = time.time()
+    subprocess.run(words, cwd=checkout, stdout=subprocess.DEVNULL, check=True)
+    return laps(folder)[0].wall_time - began
+
+
+def watch(
+    words: list[str], environment: dict, pattern: str, steps_per_line: int, seconds: float
+) -> tuple[list[str], list[float], dict]:
+    """The same of a program that prints a line each steps_per_line agent steps: the slope over its lines after three."""
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    arrivals, output = [], []
+    for line in process.stdout:
+        output.append(line)
+        if re.search(pattern, line):
+            arrivals.append(time.perf_counter())
+            if len(arrivals) > 4 and arrivals[-1] - arrivals[3] > seconds:
+                break
+    peaks = {"peak_ram_bytes": peak_ram_bytes(process.pid)}
+    process.kill()
+    process.wait()
+    if len(arrivals) < 5:
+        raise SystemExit(f"error: no steps came from {' '.join(words)}:\n{''.join(output[-15:])}")
+    return words, [steps_per_line * (len(arrivals) - 4) / (arrivals[-1] - arrivals[3])], peaks
+
+
+def cleanrl(algorithm: str, args: Args) -> tuple[list[str], list[float], dict]:
+    words = [args.cleanrl_python, "-c", START_CLEANRL, f"{args.cleanrl}/cleanrl/{algorithm}_atari.py", "--env-id", ENV_ID]
+    dqn = ["--learning-starts", str(args.learning_starts), "--buffer-size", "100000", "--start-e", "0.01"]
+    words += dqn if algorithm == "dqn" else ["--num-envs", str(args.num_envs)]
+    environment = {"PYTHONPATH": str(args.cleanrl), "PYTHONUNBUFFERED": "1"}
+    if args.num_threads:
+        environment["OMP_NUM_THREADS"] = str(args.num_threads)
+    return watch(words, environment, "^SPS:", 100 if algorithm == "dqn" else 128 * args.num_envs, args.seconds)
+
+
+def sb3(algorithm: str, args: Args) -> tuple[list[str], list[float], dict]:
+    words = [sys.executable, "-m", "checks.train_sb3", algorithm, "--env-id", ENV_ID, "--num-envs", str(args.num_envs)]
+    words += ["--learning-starts", str(args.learning_starts), "--num-threads", str(args.num_threads)]
+    return watch(words, {}, "^stepped", 128 * args.num_envs, args.seconds)
+
+
+def measure(program: str, algorithm: str, jobs: int, args: Args, scratch: str) -> dict:
+    """A row: what a program does in one round."""
+    checkout = {"ours": ROOT, "old": args.old}.get(program)
+    if checkout:
+        words, speeds, peaks = train(checkout.resolve(), algorithm, args, jobs, scratch)
+    else:
+        words, speeds, peaks = {"cleanrl": cleanrl, "sb3": sb3}[program](algorithm, args)
+    row = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", "cores": cores()}
+    row |= {"program": program, "algorithm": algorithm, "side_by_side": jobs, "steps_per_second": round(sum(speeds), 1)}
+    row |= {"num_envs": 1 if (program, algorithm) == ("cleanrl", "dqn") else args.num_envs}
+    row |= {"peak_ram_bytes": None, "peak_gpu_bytes": None} | peaks
+    if checkout and jobs == args.jobs[0]:
+        row["start_up_seconds"] = round(start_up_seconds(checkout.resolve(), algorithm, args, scratch), 2)
+    return row | {"command": " ".join(Path(w).name if os.sep in w else f"'{w}'" if " " in w else w for w in words)}
+
+
+def measure_bound(algorithm: str, row: dict, args: Args) -> dict:
+    """The parts of a step of all games beside the whole step that was just measured, in microseconds."""
+    us = step_parts.parts(step_parts.Args(algorithm, ENV_ID, args.num_envs, threads_each(args, args.jobs[0])))
+    us |= {"bound": step_parts.bound(algorithm, us, torch.cuda.is_available())}
+    us |= {"step": row["num_envs"] / row["steps_per_second"] * row["side_by_side"] * 1e6}
+    return us | {"bound / step": us["bound"] / us["step"], "mask / update": us["mask"] / us["update"]}
+
+
+def compare(frame: pd.DataFrame, column: str, base: str | None) -> pd.DataFrame:
+    """Median and range of a column for each program, and its ratios to the base program round by round."""
+    keys = ["algorithm", "program", "side_by_side"]
+    frame = frame.dropna(subset=column)
+    table = frame.groupby(keys)[column].agg(["median", "min", "max"])
+    if base in set(frame.program):
+        rounds = frame.pivot(index="repetition", columns=keys, values=column)
+        jobs = {key: key[2] if base == "old" else 1 for key in rounds.columns}
+        ratios = pd.DataFrame({key: rounds[key] / rounds[(key[0], base, jobs[key])] for key in rounds.columns})
+        for name in ("median", "min", "max"):
+            table[f"{name} ratio to {base}"] = ratios.agg(name)
+        if base == "old":
+            medians = table["median"]
+            table["ratio of medians"] = [medians[key] / medians[(key[0], base, key[2])] for key in table.index]
+    return table
+
+
+def main(args: Args) -> None:
+    for program, folder in {"old": args.old, "cleanrl": args.cleanrl}.items():
+        if program in args.programs and not (folder and folder.is_dir()):
+            raise SystemExit(f"error: --{program} must be a checkout where --programs has {program}, got {folder}")
+    plan = [(a, p, jobs) for a in args.algorithms for jobs in args.jobs for p in args.programs]
+    plan = [(a, p, jobs) for a, p, jobs in plan if p in ("ours", "old") or jobs == args.jobs[0]]
+    rows, bounds = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for repetition in range(1, args.rounds + 1):
+            for algorithm, program, jobs in plan:
+                jobs = jobs if program in ("ours", "old") else 1
+                row = measure(program, algorithm, jobs, args, scratch) | {"repetition": repetition}
+                rows.append(row)
+                print(f"{repetition}: {program} {algorithm} x{jobs}: {row['steps_per_second']:.0f} steps/s", flush=True)
+                if program == "ours" and jobs == args.jobs[0] and "old" not in args.programs:
+                    us = measure_bound(algorithm, row, args)
+                    bounds.append({"algorithm": algorithm, "repetition": repetition} | us)
+    frame = pd.DataFrame(rows)
+    base = next((program for program in ("old", "cleanrl", "sb3") if program in args.programs), None)
+    table = compare(frame, "steps_per_second", base)
+    for kind in ("ram", "gpu"):
+        table[f"peak_{kind}_GB"] = frame.groupby(table.index.names)[f"peak_{kind}_bytes"].max().astype(float) / 1e9
+    print(f"\nagent steps per second of {args.rounds} rounds\n\n{table.round(3).to_string()}")
+    if "start_up_seconds" in frame:
+        print("\nseconds from the start of a process to the end of its first lap (DQN: 1,000 steps, PPO: a rollout of four)\n")
+        print(compare(frame, "start_up_seconds", "old").round(3).to_string())
+    if bounds:
+        print("\nmicroseconds: an update, its mask, and each part alone of a step of all games; median (range) of the rounds\n")
+        by_round = pd.DataFrame(bounds).set_index(["algorithm", "repetition"]).groupby("algorithm")
+        show = by_round.agg(
+            lambda x: "{} ({}-{})".format(*(f"{v:.3f}" if v < 10 else f"{v:,.0f}" for v in x.quantile([0.5, 0, 1])))
+        )
+        print(show.T.to_string())
+    if args.json:
+        records = json.loads(table.reset_index().to_json(orient="records"))  # null where nothing was measured, not NaN
+        args.json.write_text(json.dumps({"rows": rows, "table": records, "bounds": bounds}, indent=2))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, prog="python -m checks.benchmark", description=__doc__))

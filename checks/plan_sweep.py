@@ -1,0 +1,219 @@
+"""Print the commands of a sweep, after checking them, and say what they cost. scripts/sweep.sh explains the variables.
+
+    SEEDS="1 2" RATES="0.5" python -m checks.plan_sweep ppo [OPTION OF EVERY RUN]...
+
+The first line of standard output is the number of runs side by side and the GPUs to use (`-` for none). Each line after it
+is a run: its name, the name of its dense run, its command. The commands of phase one end in --until-cut.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import dqn_atari_prune
+import ppo_atari_prune
+from prune_utils.basics import UserError, exit_codes, parse_options
+from prune_utils.device import cores, uses_cuda
+from prune_utils.run import CRITERIA, default_run_name
+
+SCRIPTS = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}
+VARIABLES = {"seed": "SEEDS", "prune_rate": "RATES", "prune_type": "TYPES", "env_id": "GAMES", "runs_dir": "RUNS_DIR"}
+VARIABLES |= {"fork_seed": "FORKS or AA"} | dict.fromkeys(("run_name", "fork_from", "until_cut"), "the sweep itself")
+REFUSED = {option: f"it is set by {variable}" for option, variable in VARIABLES.items()}
+REFUSED |= {"overwrite": "arms would fork from a run that starts anew; take another RUNS_DIR or delete the runs"}
+SET_BY_SWEEP = ("runs_dir", "env_id", "seed", "num_threads", "prune_type", "prune_rate", "fork_from", "fork_seed")
+RUN_BYTES = 1.0e9
+"""memory of a run of the default number of games, beside its replay buffer"""
+RUNS_PER_GPU = 8
+SPEEDS = Path(__file__).resolve().parents[1] / "results" / "cpu_speed_bf16.json"
+
+
+# ------------------------------------------------------------------------------------------------- environment variables
+def words(variable: str, default: str, kind: type = str) -> list:
+    """The words of a variable as values of a kind; an empty variable has its default."""
+    text = os.environ.get(variable) or default
+    try:
+        values = [kind(word) for word in text.split()]
+    except ValueError:
+        values = []
+    if not values:
+        rule = {str: "names", int: "whole numbers", float: "numbers"}[kind]
+        raise UserError(f"{variable} must be {rule} separated by spaces, got {text}")
+    return values
+
+
+def number(variable: str, most: int | None = None) -> int:
+    """A variable that is one whole number from 0 on, which is its default."""
+    text = os.environ.get(variable) or "0"
+    if not text.isdecimal() or (most is not None and int(text) > most):
+        raise UserError(f"{variable} must be {'a whole number' if most is None else '0 or 1'}, got {text}")
+    return int(text)
+
+
+def read_variables(args) -> dict:
+    """The matrix: seeds, games, rates, types, each value checked as the training script would check it."""
+    rates = words("RATES", str(args.prune_rate), float)
+    matrix = {"seed": words("SEEDS", "1", int), "prune_rate": rates, "env_id": words("GAMES", args.env_id)}
+    for option, values in matrix.items():
+        for value in values:
+            try:
+                replace(args, **{option: value})
+            except UserError as error:
+                raise UserError(f"{VARIABLES[option]}: {error}") from None
+    types = words("TYPES", " ".join(CRITERIA))
+    if unknown := set(types) - set(CRITERIA):
+        raise UserError(f"TYPES must be words of {' '.join(CRITERIA)}, got {' '.join(sorted(unknown))}")
+    return matrix | {"prune_type": types}
+
+
+# --------------------------------------------------------------------------------------------------------------- the runs
+def make_runs(args, matrix: dict, forks: int, aa: bool) -> list[tuple]:
+    """Each run with the name of its dense run: seed by seed the dense run, its A/A arms, then every other arm."""
+    runs = []
+    for seed in matrix["seed"]:
+        for env_id in matrix["env_id"]:
+            dense = replace(args, seed=seed, env_id=env_id, prune_type="none")
+            name = default_run_name(dense)
+            fork = replace(dense, fork_from=str(Path(args.runs_dir) / name))
+            fork_seeds = list(range(1, forks + 1))
+            arms = [replace(fork, fork_seed=k) for k in fork_seeds or [1] * aa]
+            for rate in matrix["prune_rate"]:
+                for prune_type in matrix["prune_type"]:
+                    for k in fork_seeds or [None]:
+                        arms.append(replace(fork, prune_type=prune_type, prune_rate=rate, fork_seed=k))
+            runs += [(run, name) for run in (dense, *arms)]
+    names = [default_run_name(run) for run, _ in runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"SEEDS, RATES, TYPES and GAMES must give each run once; {sorted(twice)[0]} is there twice")
+    return runs
+
+
+def line(run, dense: str, script: str, options: list[str], until_cut: bool = False) -> str:
+    """The name of a run, the name of its dense run, its command."""
+    name = default_run_name(run)
+    values = {"run_name": name} | {option: getattr(run, option) for option in SET_BY_SWEEP}
+    if run.prune_type == "none":
+        del values["prune_rate"]
+    flags = [(f"--{option.replace('_', '-')}", str(value)) for option, value in values.items() if value is not None]
+    command = [sys.executable, script, *(word for flag in flags for word in flag), *options, *["--until-cut"] * until_cut]
+    return f"{name} {dense} {shlex.join(command)}"
+
+
+# --------------------------------------------------------------------------------------------------------------- the cost
+def memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes that are free, and that there are at all, for this process: on the machine and in each cgroup around it."""
+    meminfo = root / "proc" / "meminfo"
+    if not meminfo.exists():  # no Linux
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total
+    sizes = {name: 1024 * int(kilobytes) for name, kilobytes in re.findall(r"(\w+): +(\d+) kB", meminfo.read_text())}
+    free, total = sizes["MemAvailable"], sizes["MemTotal"]
+    for entry in (root / "proc" / "self" / "cgroup").read_text().splitlines():
+        _, controllers, path = entry.split(":", 2)
+        if controllers == "":  # cgroup version 2
+            mount, limit_file, usage_file, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "file"
+        elif "memory" in controllers.split(","):
+            mount, cache = root / "sys/fs/cgroup/memory", "total_cache"
+            limit_file, usage_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = mount / path.strip("/")  # in a container it may not be there, but its root is
+        for folder in (group, *group.parents[: len(group.parts) - len(mount.parts)]):
+            with suppress(OSError, ValueError, KeyError):  # no such group; no limit, which is written as `max`
+                limit = int((folder / limit_file).read_text())
+                stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / usage_file).read_text()) - int(stat[cache])  # cached files give way
+                free, total = min(free, limit - used), min(total, limit)
+    return free, total
+
+
+def speed(algorithm: str, runs_dir: Path, bf16: bool) -> tuple[float | None, str]:
+    """Agent steps per second of each of several runs side by side, and where that is known from."""
+    here = []
+    for file in runs_dir.glob(f"*__{algorithm}_atari_prune__*/summary.json"):
+        with suppress(ValueError, KeyError, TypeError):  # a broken one, which the report names
+            here.append(json.loads(file.read_text())["time"]["agent_steps_per_second_while_learning"])
+    if here := [steps for steps in here if steps]:
+        return sum(here) / len(here), f"at the speed of {len(here)} finished runs in {runs_dir}"
+    if not bf16 or not SPEEDS.exists():
+        return None, ""
+    rows = [row for row in json.loads(SPEEDS.read_text())["rows"] if (row["program"], row["algorithm"]) == ("ours", algorithm)]
+    rates = [row["steps_per_second"] / row["side_by_side"] for row in rows if row["side_by_side"] > 1]
+    return sum(rates) / len(rates), f"at the speed in results/{SPEEDS.name}"
+
+
+def plan(algorithm: str, options: list[str]) -> None:
+    for word in options:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in REFUSED:
+            raise UserError(f"{word} can't be an option of every run: {REFUSED[name]}")
+    script = SCRIPTS[algorithm]
+    args = replace(parse_options(script.Args, script.__doc__, options), runs_dir=os.environ.get("RUNS_DIR") or "runs")
+    jobs, forks, aa, dry_run = number("JOBS"), number("FORKS"), bool(number("AA", 1)), number("DRY_RUN", 1)
+
+    # names hold the threads: they depend on options, cores and GPUs, never on what is free now
+    gpus = torch.cuda.device_count() if uses_cuda(args.cuda) else 0
+    args.num_threads = args.num_threads or (max(1, cores() // (RUNS_PER_GPU * gpus)) if gpus else 1)
+    runs = make_runs(args, read_variables(args), forks, aa)
+    dense = [(run, name) for run, name in runs if run.fork_from is None]
+
+    buffer = args.buffer_size * dqn_atari_prune.TRANSITION_BYTES if algorithm == "dqn" else 0
+    per_run = RUN_BYTES + buffer
+    free, total = torch.cuda.mem_get_info() if gpus else memory()
+    too_small = total < per_run and not (jobs or gpus or dry_run)
+    jobs = jobs or max(1, gpus) * max(1, min(RUNS_PER_GPU if gpus else cores(), int(free // per_run)))
+
+    steps = args.total_timesteps // args.steps_per_iteration * args.steps_per_iteration
+    cut = script.cut_iteration(args) * args.steps_per_iteration
+    arms = len(runs) - len(dense)
+    in_all = len(runs) * steps - arms * cut
+    bf16 = not gpus and args.precision != "fp32" and torch.cpu._is_avx512_bf16_supported()
+    rate, source = speed(algorithm, Path(args.runs_dir), bf16)
+    hours = (
+        f"about {in_all / rate / jobs / 3600:.1f} hours {source}" if rate else "hours unknown: no speed has been measured here"
+    )
+    disk = (len(dense) + 2 * jobs) * (30e6 + buffer / 20)  # frames of SpaceInvaders compress 20-fold and more
+    existing = next(path for path in (Path(args.runs_dir), *Path(args.runs_dir).absolute().parents) if path.exists())
+    print(
+        f"{len(runs)} runs of {steps:,} agent steps, {arms} of them forked at {cut:,}: {in_all:,} agent steps; "
+        f"{jobs} side by side, threads {args.num_threads}; {hours}; "
+        f"memory {jobs * per_run / 1e9:.1f} GB of {free / 1e9:.1f} GB, "
+        f"disk {disk / 1e9:.1f} GB of {shutil.disk_usage(existing).free / 1e9:.0f} GB",
+        file=sys.stderr,
+    )
+    if too_small:
+        smaller = ": take a smaller --buffer-size" if buffer else ""
+        raise OSError(
+            f"one run needs about {per_run / 1e9:.1f} GB of memory, and this machine or its cgroup has {total / 1e9:.1f} GB"
+            f"{smaller}; JOBS=1 tries it all the same"
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    print(jobs, visible if gpus else "-")
+    file = f"{algorithm}_atari_prune.py"
+    print("\n".join(line(run, name, file, options, until_cut=True) for run, name in dense))
+    print("\n".join(line(run, name, file, options) for run, name in runs))
+
+
+def main() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody reads on where the sweep was killed: no traceback for that
+    if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
+        asked = "--help" in sys.argv
+        print(__doc__, file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
+    algorithm, *options = sys.argv[1:]
+    sys.argv[0] = f"{algorithm}_atari_prune.py"  # whose options these are, in messages
+    with exit_codes():
+        plan(algorithm, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Where a step of all games goes: microseconds of each of its parts alone, of one whole update, and of its mask.
+
+    python -m checks.step_parts --algorithm dqn
+
+The parts are the emulator, acting, and learning (its passes through the network alone). On a GPU each is a graph replay. The
+bound is the time below which a step cannot come: its parts in turn. Only a DQN on a GPU learns while the emulator steps.
+checks.benchmark compares it with the step of a whole run.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+
+import dqn_atari_prune
+import ppo_atari_prune
+from prune_utils.device import DTYPES, PreallocatedAdam, configure, fold_convolutions, graphed, low_precision, resolve, scaled
+from prune_utils.games import AtariGames
+
+SCRIPTS = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}
+NETWORKS = {"dqn": dqn_atari_prune.QNetwork, "ppo": ppo_atari_prune.Agent}
+
+
+@dataclass
+class Args:
+    algorithm: Literal["dqn", "ppo"] = "dqn"
+    """whose step to take apart"""
+    env_id: str = "SpaceInvadersNoFrameskip-v4"
+    """Gymnasium id of the game"""
+    num_envs: int = 8
+    """games played at once"""
+    num_threads: int = 0
+    """CPU threads; 0 is all the cores that this process may use"""
+
+
+def microseconds(function: Callable, repeats: int, cuda: bool) -> float:
+    """Of one call, after three that warm up."""
+    for _ in range(3):
+        function()
+    if cuda:
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    if cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / repeats * 1e6
+
+
+def parts(args: Args) -> dict[str, float]:
+    """Microseconds of an update and its mask, and per step of all games of emulator, acting and learning."""
+    script, n = SCRIPTS[args.algorithm], args.num_envs
+    resolved = resolve(True, "auto", args.num_threads, {})
+    device, dtype = torch.device(resolved["device"]), DTYPES[resolved["precision"]]
+    cuda = device.type == "cuda"
+    configure(resolved["num_threads"], deterministic=True)
+    games, rng = AtariGames(args.env_id, n, 1, resolved["num_threads"]), np.random.default_rng(0)
+    network = fold_convolutions(NETWORKS[args.algorithm](games.num_actions))
+    network = network.to(device, memory_format=torch.channels_last)
+    optimizer = PreallocatedAdam(network.parameters(), lr=1e-4, eps=1e-8)
+    fast = low_precision(network, dtype, optimizer)
+    alone, target = copy.deepcopy(fast), copy.deepcopy(fast)  # passes alone: no gradient goes on to master weights
+    masks = script.make_masks(script.prunable(network), "l1", 0.5, "layer", seed=1)
+    changes = (network, fast, optimizer)
+
+    def frames(batch: int) -> torch.Tensor:
+        obs = torch.randint(256, (batch, 4, 84, 84), dtype=torch.uint8, device=device)
+        return obs.contiguous(memory_format=torch.channels_last)
+
+    def batch_of(size: int, kind: torch.dtype) -> torch.Tensor:
+        return torch.zeros(size, dtype=kind, device=device)
+
+    def forward(network: torch.nn.Module, obs: torch.Tensor):
+        with torch.no_grad():
+            return network(obs)
+
+    def backward(obs: torch.Tensor) -> None:
+        out = alone(obs)
+        sum(t.square().mean() for t in (out if isinstance(out, tuple) else (out,))).backward()
+        alone.zero_grad()
+
+    def step() -> None:
+        games.send(rng.integers(0, games.num_actions, n))
+        games.receive()
+
+    if args.algorithm == "dqn":  # train_frequency 4, batch 32: the targets of the updates that one step asks for are one pass
+        at_once = max(1, n // 4)
+        following, batches = frames(32 * at_once), [frames(32) for _ in range(at_once)]
+        batch = (batches[0], batch_of(32, torch.int64), batch_of(32, torch.float32), frames(32), batch_of(32, torch.bool))
+        update = partial(script.update, network, fast, target, optimizer, masks, batch, 32, 0.99)
+        share = n / 4 / at_once
+
+        def learn() -> None:
+            forward(target, following)
+            for obs in batches:
+                backward(obs)
+    else:  # 4 epochs of 4 minibatches per rollout of 128 steps
+        obs = scaled(frames(32 * n), dtype)
+        minibatch = (obs, batch_of(32 * n, torch.int64), *[batch_of(32 * n, torch.float32)] * 4)
+        update = partial(script.update, network, fast, optimizer, masks, minibatch, script.Args())
+        learn, share = partial(backward, obs), 16 / 128
+    acting = torch.from_numpy(games.obs).to(device)  # as the emulator hands them over
+    repeats = 300 if cuda else 20
+    graph, changing = graphed(device), graphed(device, changes)
+    return {
+        "update": microseconds(changing(update), repeats, cuda),
+        "mask": microseconds(changing(partial(script.mask_gradients, network, masks)), 1000, cuda),
+        "emulator": microseconds(step, 1000 if cuda else 200, cuda),
+        "acting": microseconds(graph(partial(forward, alone, acting)), repeats, cuda),
+        "learning": microseconds(graph(learn), repeats, cuda) * share,
+    }
+
+
+def bound(algorithm: str, us: dict[str, float], cuda: bool) -> float:
+    """Microseconds below which a step of all games cannot come: its parts in turn, but for DQN's learning on a GPU, during
+    which the emulator's threads have the CPU for themselves."""
+    if cuda and algorithm == "dqn":
+        return us["acting"] + max(us["emulator"], us["learning"])
+    return us["emulator"] + us["acting"] + us["learning"]
+
+
+def main(args: Args) -> None:
+    us = parts(args)
+    us["bound"] = bound(args.algorithm, us, torch.cuda.is_available())
+    for name, value in us.items():
+        print(f"{name:10}{value:10,.0f} us")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, prog="python -m checks.step_parts", description=__doc__))

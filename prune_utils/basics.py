@@ -1,0 +1,122 @@
+"""The ground floor: errors and exit codes, messages, the command line, seeds, atomic writes."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from dataclasses import fields, make_dataclass
+from pathlib import Path
+from typing import Annotated
+
+import docstring_parser
+import torch
+import tyro
+from tqdm import tqdm
+
+
+class UserError(ValueError):
+    """What a user typed wrong: shown as one line, exit code 2."""
+
+
+class Busy(Exception):
+    """Another process holds the run folder: exit code 75."""
+
+
+class Stop(BaseException):
+    """A signal asked the run to end: exit code 128 + its number."""
+
+
+def check(holds: bool, option: str, rule: str, value) -> None:
+    """Raise UserError unless the rule holds: "--flag must rule, got value"."""
+    if not holds:
+        raise UserError(f"--{option.replace('_', '-')} must {rule}, got {value}")
+
+
+def say(message: str, error: bool = False) -> None:
+    """Print a line above the progress bar. Output that can't be written never ends a training."""
+    stream = sys.stderr if error else sys.stdout
+    with suppress(OSError, ValueError, AttributeError):
+        tqdm.write(message, file=stream)
+        stream.flush()
+
+
+@contextmanager
+def exit_codes():
+    """End the process with one line and a code: 2 for a user's mistake, 75 for a folder in use, 1 for a fault."""
+    try:
+        yield
+    except (UserError, Busy, OSError, FloatingPointError) as error:
+        say(f"error: {error}", error=True)
+        sys.exit(2 if isinstance(error, UserError) else 75 if isinstance(error, Busy) else 1)
+    except Stop as stop:
+        sys.exit(128 + stop.args[0])
+    except KeyboardInterrupt:  # before the run installed its own handler
+        sys.exit(130)
+
+
+GROUPS = {
+    "pruning": "prune_type prune_rate prune_at prune_scope prune_bias",
+    "run_folder": "runs_dir run_name overwrite checkpoint_minutes fork_from fork_seed until_cut save_model",
+    "logging": "track wandb_project_name wandb_entity capture_video exp_name",
+    "machine": "cuda precision num_threads torch_deterministic",
+}
+"""headings of --help and the options below them; all others stand below `algorithm`"""
+
+
+def parse_options(options: Callable, description: str, words: list[str] | None = None):
+    """An instance of a flat dataclass of options from the command line, with its docstrings as help, in groups.
+
+    tyro makes groups of nested dataclasses only, so they are nested for it, without prefixes on the flags.
+    """
+    texts = {option.arg_name: option.description for option in docstring_parser.parse_from_object(options).params}
+    groups: dict[str, list] = {"algorithm": [], **{title: [] for title in GROUPS}}
+    for field in fields(options):
+        title = next((title for title, names in GROUPS.items() if field.name in names.split()), "algorithm")
+        argument = tyro.conf.arg(prefix_name=False, help=texts[field.name])
+        groups[title].append((field.name, Annotated[field.type, argument], field.default))
+    nested = make_dataclass("Options", [(title, make_dataclass(title, members)) for title, members in groups.items()])
+    parsed = tyro.cli(nested, description=description, args=words)
+    return options(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """A seed below 2**30 of its own for each purpose, so that no two parts of a run share a random stream."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4], "big") >> 2
+
+
+@contextmanager
+def seeded(seed: int):
+    """Seed torch's global CPU generator inside the block, for library code that draws from it, and restore it after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def write_atomically(path: Path, data: bytes | memoryview, keep_previous: bool = False) -> None:
+    """A reader, or a crash, finds the old file or the whole new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)  # it would keep a full disk full
+        raise
+    if keep_previous and path.exists():
+        os.replace(path, path.with_stem(path.stem + "_previous"))
+    os.replace(part, path)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name at no cost where the disk can; no file of a run is ever changed in place."""
+    part = target.with_name(target.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except OSError:
+        write_atomically(target, source.read_bytes())
+    else:
+        os.replace(part, target)
+        part.unlink(missing_ok=True)  # it is still there where both were the same file already

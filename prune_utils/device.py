@@ -1,0 +1,246 @@
+"""The machine that trains: threads and precision, memory, CUDA graphs, low-precision copies, layouts."""
+
+import copy
+import os
+import platform
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from prune_utils.basics import say
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+# --------------------------------------------------------------------------------------------------------------- machine
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def uses_cuda(cuda: bool) -> bool:
+    """Whether a run with --cuda (or --no-cuda) trains on a GPU here."""
+    return cuda and torch.cuda.is_available()
+
+
+def resolve(cuda: bool, precision: str, num_threads: int, recorded: dict) -> dict:
+    """What the options turn into on this machine. A run that resumes or forks keeps its recorded precision and threads."""
+    device = "cuda" if uses_cuda(cuda) else "cpu"
+    if cuda and device == "cpu":
+        say("no CUDA device: training on the CPU", error=True)
+    if precision == "auto":
+        bf16 = device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        precision = recorded.get("precision", "bf16" if bf16 else "fp32")
+    return {"device": device, "precision": precision, "num_threads": num_threads or recorded.get("num_threads") or cores()}
+
+
+def configure(num_threads: int, deterministic: bool) -> None:
+    """Set torch's global switches for a training."""
+    torch.set_flush_denormal(True)  # Adam's moments of dead weights decay into denormals, which made its step 15 times slower
+    torch.set_num_threads(num_threads)
+    torch.backends.cudnn.deterministic = deterministic
+    if num_threads > 1 and os.getloadavg()[0] > cores() / 2:
+        say(f"other processes keep the cores busy: --num-threads 1 may be faster than {num_threads} threads", error=True)
+
+
+def device_name(device: str) -> str:
+    """Model of the GPU or the CPU: the same bits are promised on the same model only."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpus = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.+)", cpus.read_text()) if cpus.exists() else None
+    return model[1] if model else platform.machine()
+
+
+def free_bytes(cuda: bool) -> int:
+    """Free memory of the GPU that a run would train on, or all memory of this machine."""
+    return torch.cuda.mem_get_info()[0] if uses_cuda(cuda) else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_ram_bytes(pid: int | str = "self") -> int | None:
+    """Peak memory of a process; None where Linux does not tell. (ru_maxrss begins at that of the program before exec.)"""
+    status = Path(f"/proc/{pid}/status")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return 1024 * int(peak[1]) if peak else None
+
+
+# ----------------------------------------------------------------------------------------------------------------- speed
+class PreallocatedAdam(torch.optim.Adam):
+    """Fused Adam whose state and learning rate are tensors that exist from the start and never move.
+
+    A CUDA graph would keep the value of a float learning rate, and the addresses of tensors that were replaced.
+    """
+
+    def __init__(self, parameters, lr: float, eps: float):
+        parameters = list(parameters)
+        device = parameters[0].device
+        super().__init__(parameters, lr=torch.tensor(lr, device=device), eps=eps, fused=True, capturable=device.type == "cuda")
+        for p in parameters:
+            moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self.state[p] = {"step": torch.zeros((), device=device)} | moments
+
+    def load_state_dict(self, state: dict) -> None:
+        for tensors, saved in zip(self.state.values(), state["state"].values(), strict=True):
+            for name, t in tensors.items():
+                t.copy_(saved[name])
+
+
+class Inbox:
+    """Arrays that the host fills and the device reads, at addresses that stay; on a GPU one copy brings all of them.
+
+    `inbox[name]` lies on the device; `put(name=array, ...)` fills and sends, on a GPU from pinned memory. That memory must not
+    be filled again before the copy is done; once actions are back on the host, it is.
+    """
+
+    def __init__(self, device: torch.device, **arrays: np.ndarray):
+        sizes = {name: -(-array.nbytes // 8) * 8 for name, array in arrays.items()}  # aligned for every type
+        self.host = torch.empty(sum(sizes.values()), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.sent = self.host.to(device)  # on the CPU the same memory
+        self.arrays, self.tensors, start = {}, {}, 0
+        for name, array in arrays.items():
+            end = start + array.nbytes
+            self.arrays[name] = self.host[start:end].numpy().view(array.dtype).reshape(array.shape)
+            self.tensors[name] = self.sent[start:end].view(torch.from_numpy(array).dtype).view(array.shape)
+            start += sizes[name]
+        self.put(**arrays)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    def put(self, **arrays) -> None:
+        for name, array in arrays.items():
+            self.arrays[name][...] = array
+        if self.sent is not self.host:
+            self.sent.copy_(self.host, non_blocking=True)
+
+
+def graphed(device: torch.device, changes: tuple = ()) -> Callable:
+    """Decorator: on a GPU a call replays a CUDA graph of the function, captured at its first call; on a CPU it is the function.
+
+    The function works on tensors that stay where they are, and its outputs are overwritten by its next call. Its arguments are
+    constants: each value has a graph of its own. `changes` names what the function changes (modules, optimizers, tensors,
+    generators), so that the calls which warm it up can be undone. `recapture()` forgets the graphs, for new constants.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        graphs: dict[tuple, tuple] = {}
+
+        def call(*constants):
+            if device.type != "cuda":
+                return function(*constants)
+            if constants not in graphs:
+                graphs[constants] = capture(partial(function, *constants), changes)
+            graph, outputs = graphs[constants]
+            graph.replay()
+            return outputs
+
+        call.recapture = graphs.clear
+        return call
+
+    return decorate
+
+
+def capture(function: Callable, changes: tuple) -> tuple[torch.cuda.CUDAGraph, object]:
+    """A CUDA graph of the function and its outputs; weights, moments and generators are as they were before."""
+    generators = [part for part in changes if isinstance(part, torch.Generator)]
+    tensors = [t for part in changes if not isinstance(part, torch.Generator) for t in tensors_of(part)]
+    before, states = [t.clone() for t in tensors], [g.get_state() for g in generators]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        outputs = function()
+    torch._foreach_copy_(tensors, before)
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    return graph, outputs
+
+
+def tensors_of(part) -> list[torch.Tensor]:
+    """The tensors of a tensor, a module or an optimizer."""
+    if isinstance(part, torch.optim.Optimizer):
+        return [t for state in part.state.values() for t in state.values()]
+    return [part.detach()] if isinstance(part, torch.Tensor) else [p.detach() for p in part.parameters()]
+
+
+# -------------------------------------------------------------------------------------------------------------- networks
+def scaled(obs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 frames as [0, 1] in dtype, channels last; frames that are scaled already as they are."""
+    if obs.is_floating_point():
+        return obs
+    return obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255)
+
+
+class FoldedConv2d(nn.Conv2d):
+    """nn.Conv2d with space-to-depth along the rows: `stride` pixels are read as one with `stride` times the channels.
+
+    Views alone, if all is channels last. The same sums, but oneDNN takes gradients of a layer without horizontal stride up to
+    1.4 times as fast in fp32 and 1.2 in bf16 (results/LOG.md). The stride has to divide the width of input and kernel.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        down, across = self.stride
+
+        def fold(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(3, (-1, across)).movedim(4, 1).flatten(1, 2)
+
+        return F.conv2d(fold(x), fold(self.weight), self.bias, stride=(down, 1))
+
+
+def fold_convolutions(network: nn.Module) -> nn.Module:
+    """Let strided convolutions compute as FoldedConv2d: the same parameters, names and function, to rounding."""
+    for layer in network.modules():
+        if type(layer) is nn.Conv2d and layer.stride[1] > 1:
+            layer.__class__ = FoldedConv2d
+    return network
+
+
+def fp32_copy(network: nn.Module) -> nn.Module:
+    """A copy in contiguous fp32, as a reader of model.pt would build it: what is evaluated."""
+    network = copy.deepcopy(network).float()
+    for p in network.parameters():
+        p.data = p.data.contiguous()
+    return network
+
+
+def low_precision(network: nn.Module, dtype: torch.dtype, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+    """What computes: in fp32 the network itself, else a copy in dtype whose gradients arrive at the network in fp32.
+
+    The network keeps the master weights (https://arxiv.org/abs/1710.03740). The copy is renewed by itself after each step of
+    the optimizer and each load_state_dict of the network. Its HEADS are shared with the network and stay fp32: values between
+    2 and 4 would come in steps of 1/64 in bf16.
+    """
+    if dtype == torch.float32:
+        return network
+    low = copy.deepcopy(network).to(dtype)
+    for head in network.HEADS:
+        setattr(low, head, getattr(network, head))
+    pairs = [(p, master) for p, master in zip(low.parameters(), network.parameters(), strict=True) if p is not master]
+
+    @torch.no_grad()
+    def renew(*_) -> None:
+        for p, master in pairs:
+            p.copy_(master)
+
+    def deliver(master: nn.Parameter, gradient: torch.Tensor, p: nn.Parameter) -> None:
+        master.grad, p.grad = gradient.copy_(p.grad), None
+
+    for p, master in pairs:
+        if p.requires_grad:
+            p.register_post_accumulate_grad_hook(partial(deliver, master, torch.empty_like(master)))
+    network.register_load_state_dict_post_hook(renew)
+    if optimizer is not None:
+        optimizer.register_step_post_hook(renew)
+    return low

@@ -1,0 +1,102 @@
+"""Whole games of a network: playing, statistics, multiply-adds, video."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+
+from prune_utils.games import AtariGames, atari_spec
+
+Policy = Callable[[torch.Tensor], torch.Tensor]
+"""observations (n, 4, 84, 84) uint8 to actions (n,)"""
+ENVIRONMENTS = 10
+"""games of an evaluation played at once"""
+
+
+@torch.no_grad()
+def play(
+    policy: Policy, env_id: str, eval_episodes: int, seed: int, num_threads: int = 0, each_step: Callable = lambda: None
+) -> list[dict]:
+    """Play eval_episodes whole games; rows of episode, seed, return (unclipped), length (agent steps) and truncated.
+
+    Environment k of at most ENVIRONMENTS starts from seed + k and plays games k, k + ENVIRONMENTS and so on. How many each one
+    plays is settled in advance, since the first games to finish are the short ones. Environments that are done play on unseen:
+    the bits of a row depend on the batch size. `each_step` is called once per step; it may raise to end the evaluation.
+    """
+    at_once = min(eval_episodes, ENVIRONMENTS)
+    games, played = AtariGames(env_id, at_once, seed, num_threads), [0] * at_once
+    rows: dict[int, dict] = {}
+    while len(rows) < eval_episodes:
+        each_step()
+        games.send(policy(torch.from_numpy(games.obs)).cpu().numpy())
+        for game in games.receive().finished:
+            episode = game.env + at_once * played[game.env]
+            played[game.env] += 1
+            if episode < eval_episodes:
+                row = {"episode": episode, "seed": seed + game.env, "return": game.episodic_return}
+                rows[episode] = row | {"length": game.episodic_length, "truncated": game.truncated}
+    return [rows[k] for k in range(eval_episodes)]
+
+
+def statistics(returns: list[float]) -> dict:
+    """Mean, standard deviation (n - 1) and 95 % t interval of the mean over games. One game alone has only a mean."""
+    from scipy import stats  # takes a second to load, and is needed at the end of a run only
+
+    n, mean = len(returns), float(np.mean(returns))
+    if n == 1:
+        return {"n": 1, "mean": mean, "std": None, "ci95": None}
+    sem = stats.sem(returns)
+    interval = [mean, mean] if sem == 0 else [float(x) for x in stats.t.interval(0.95, n - 1, loc=mean, scale=sem)]
+    return {"n": n, "mean": mean, "std": float(np.std(returns, ddof=1)), "ci95": interval}
+
+
+def markdown(table) -> str:
+    """A data frame as a Markdown table."""
+    lines = [list(table), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+@torch.no_grad()
+def multiply_adds(network: nn.Module) -> dict[str, int]:
+    """Multiply-adds of one forward pass of one stack of frames: of all weights, and of those that are not zero."""
+    total = {"dense": 0, "nonzero": 0}
+
+    def count(layer, _, output):
+        positions = math.prod(output.shape[2:])  # each weight of a convolution is used once per output position
+        total["dense"] += positions * layer.weight.numel()
+        total["nonzero"] += positions * int(layer.weight.count_nonzero())
+
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    network(torch.zeros(1, 4, 84, 84, dtype=torch.uint8, device=next(network.parameters()).device))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@torch.no_grad()
+def record_video(policy: Policy, env_id: str, seed: int, path: Path) -> float:
+    """Play one game in colour with the stable-baselines3 wrappers, write it as an mp4 at 15 frames per second; its score."""
+    from moviepy import ImageSequenceClip
+    from stable_baselines3.common.atari_wrappers import FireResetEnv, MaxAndSkipEnv, NoopResetEnv, WarpFrame
+
+    stickiness = atari_spec(env_id)["repeat_action_probability"]
+    env = gym.make(env_id, render_mode="rgb_array", frameskip=1, repeat_action_probability=stickiness)
+    env = MaxAndSkipEnv(NoopResetEnv(env, noop_max=30), skip=4)
+    if "FIRE" in env.unwrapped.get_action_meanings():
+        env = FireResetEnv(env)
+    env = gym.wrappers.FrameStackObservation(WarpFrame(env), 4, padding_type="zero")
+    obs, _ = env.reset(seed=seed)
+    frames, score, over = [env.render()], 0.0, False
+    while not over:
+        stack = torch.from_numpy(np.asarray(obs)[None, ..., 0])
+        obs, reward, terminated, truncated, _ = env.step(int(policy(stack)[0]))
+        frames.append(env.render())
+        score, over = score + float(reward), terminated or truncated
+    env.close()
+    ImageSequenceClip(frames, fps=15).write_videofile(str(path), audio=False, logger=None)
+    return score

@@ -1,0 +1,168 @@
+"""One call feeds curves.csv, TensorBoard and W&B; and the progress bar."""
+
+import json
+import math
+import os
+import secrets
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from prune_utils.basics import say, write_atomically
+from prune_utils.games import Game
+
+HEADER = "global_step,tag,value\n"
+RESENT = 2000
+"""rows that W&B is sent again after a resume: more than a killed client holds back, which uploads every 15 seconds"""
+
+
+class Log:
+    """Curves of a run. Clocks, which never repeat, go to TensorBoard and W&B only: the bytes of curves.csv repeat."""
+
+    def __init__(self, folder: Path, config: dict, arm: dict, saved: dict | None, global_step: int, forked: bool):
+        """`saved` is the state_dict of this run, or of the dense run that it was forked from, at global_step."""
+        self.rows = [saved["curves"] if saved else HEADER]
+        self.recent_returns: deque[float] = deque(saved["recent_returns"] if saved else [], maxlen=20)
+        own = {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0, "sent": 0} if saved is None or forked else saved
+        self.steps, self.seconds, self.wall_seconds = own["steps"], own["seconds"], own["wall_seconds"]
+        self.started = self.last_line = time.monotonic()
+        self.file = open(folder / "curves.csv", "w")
+        self.file.write(self.rows[0])
+        self.tensorboard = SummaryWriter(str(folder), purge_step=global_step + 1 if saved and not forked else None)
+        self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
+        self.sent = own["sent"] if (folder / "wandb_id").exists() else 0  # rows that earlier processes gave to this W&B run
+        self.wandb = start_wandb(folder, config, arm) if config["options"]["track"] else None
+        rows = [row.split(",") for row in self.rows[0].splitlines()[1:]]
+        for step, tag, value in rows if forked else []:
+            self.tensorboard.add_scalar(tag, float(value), int(step))
+        for step, tag, value in rows[max(0, self.sent - RESENT) :] if self.wandb else []:
+            self.wandb.log({tag: float(value), "global_step": int(step)})
+        self.total = config["options"]["total_timesteps"]
+        layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
+        terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+        self.bar = tqdm(total=self.total, initial=global_step, bar_format=layout, dynamic_ncols=True, disable=not terminal)
+        self.restart_clock(global_step)
+
+    def __call__(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
+        """Log metrics at an agent step."""
+        rows = [f"{global_step},{tag},{float(value)!r}\n" for tag, value in metrics.items()]
+        self.rows += rows
+        self.file.writelines(rows)
+        metrics = metrics | (clocks or {})
+        for tag, value in metrics.items():
+            self.tensorboard.add_scalar(tag, value, global_step)
+        if self.wandb:
+            self.wandb.log(metrics | {"global_step": global_step})
+
+    def games(self, global_step: int, finished: list[Game]) -> None:
+        """Log finished training games."""
+        for game in finished:
+            self.recent_returns.append(game.episodic_return)
+            scores = {"charts/episodic_return": game.episodic_return, "charts/episodic_length": game.episodic_length}
+            self(global_step, scores)
+
+    def restart_clock(self, global_step: int) -> None:
+        """Begin a lap that does not count: the first after a start or an evaluation warms up."""
+        self.lap_step, self.lap_time, self.counts = global_step, time.perf_counter(), False
+
+    def progress(self, global_step: int, metrics: dict[str, float], learning: bool) -> None:
+        """Log metrics and the speed since the last call; move the bar, or print a line per minute where there is none.
+
+        Raises FloatingPointError where a loss is not finite.
+        """
+        steps, seconds = global_step - self.lap_step, time.perf_counter() - self.lap_time
+        if self.counts:
+            self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+        self.restart_clock(global_step)
+        self.counts = learning
+        self(global_step, metrics, {"charts/SPS": steps / seconds})
+        for tag, value in metrics.items():
+            if tag.endswith("_loss") and not math.isfinite(value):
+                raise FloatingPointError(f"{tag} is {value} at step {global_step:,}: the training has diverged")
+        mean = sum(self.recent_returns) / len(self.recent_returns) if self.recent_returns else float("nan")
+        status = f"{steps / seconds:.0f} steps/s, return {mean:.1f}"  # mean of the last 20 training games
+        self.bar.set_postfix_str(status, refresh=False)
+        self.bar.update(global_step - self.bar.n)
+        if self.bar.disable and time.monotonic() - self.last_line >= 60:
+            self.last_line = time.monotonic()
+            say(f"step {global_step:,} of {self.total:,}, {status}")
+
+    def state_dict(self) -> dict:
+        self.file.flush()
+        self.tensorboard.flush()
+        curves = "".join(self.rows)
+        sent = curves.count("\n") - 1 if self.wandb else self.sent  # the first line is the header
+        state = {"curves": curves, "recent_returns": list(self.recent_returns), "steps": self.steps, "sent": sent}
+        return state | {"seconds": self.seconds, "wall_seconds": self.wall_seconds + time.monotonic() - self.started}
+
+    def close(self, summary: dict | None = None, games: list[dict] | None = None, files: list[Path] | None = None) -> None:
+        """Close the bar, the files and, with a summary, the W&B run."""
+        self.bar.close()
+        self.file.close()
+        self.tensorboard.close()
+        if self.wandb:
+            try:
+                finish_wandb(self.wandb, summary or {}, games or [], files or [])
+            except Exception as error:  # whatever an answer makes the client say: the run folder has everything
+                say(f"W&B could not be finished ({type(error).__name__}: {error})", error=True)
+
+
+def init_wandb(**options):
+    """Start a W&B run; without a key or a network it is written offline, for scripts/sync_wandb.sh later."""
+    import wandb
+
+    settings = wandb.Settings(init_timeout=20, finish_timeout=60, x_transaction_log_flush_interval=1)
+    try:
+        # a start without a key would ask for one and wait; this only looks whether there is one
+        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
+            raise wandb.errors.UsageError("no API key")
+        return wandb.init(settings=settings, **options)
+    except (wandb.errors.UsageError, wandb.errors.CommError) as error:
+        wandb.teardown()  # without it the next init says that the run id is in use
+        reason = " ".join(str(error).split())  # on one line
+        say(f"W&B is out of reach ({reason}): offline; scripts/sync_wandb.sh {options['dir']} uploads the run", error=True)
+        return wandb.init(settings=settings, mode="offline", **options)
+
+
+def start_wandb(folder: Path, config: dict, arm: dict):
+    """Start the W&B run of a run folder."""
+    # the id is made once and kept: two machines must not merge, and an id that was deleted on the server stays blocked
+    if not (folder / "wandb_id").exists():
+        write_atomically(folder / "wandb_id", f"{folder.name[:100]}-{secrets.token_hex(3)}".encode())
+    run_id = os.environ.get("WANDB_RUN_ID") or (folder / "wandb_id").read_text()  # an agent's id wins
+    options = config["options"]
+    run = init_wandb(
+        project=options["wandb_project_name"],
+        entity=options["wandb_entity"],
+        name=folder.name,
+        id=run_id,
+        dir=str(folder),
+        group=f"{arm['env_id']}__{arm['algorithm']}__{arm['arm']}",
+        tags=[arm["env_id"], arm["algorithm"], arm["prune_type"]],
+        job_type="train",
+        resume="allow",
+        config=options | config["resolved"] | arm | {"device_name": config["device_name"]},
+    )
+    run.define_metric("global_step")
+    run.define_metric("*", step_metric="global_step")
+    return run
+
+
+def finish_wandb(run, summary: dict, games: list[dict], files: list[Path]) -> None:
+    """Send the video, the evaluation games, the summary, and the files as an artifact."""
+    import wandb
+
+    run.log({f"{path.stem}_video": wandb.Video(str(path)) for path in files if path.suffix == ".mp4"})
+    if games:
+        run.log({"evaluation_games": wandb.Table(list(games[0]), [list(game.values()) for game in games])})
+    run.summary.update(summary)
+    if files:
+        artifact = wandb.Artifact(f"model-{run.id}", type="model")
+        for path in files:
+            artifact.add_file(str(path))
+        run.log_artifact(artifact)
+    run.finish()

@@ -1,0 +1,464 @@
+"""A run folder: named, opened and locked, described, checkpointed, resumed, forked, stopped, finished."""
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+
+from prune_utils import device, evaluation, storage
+from prune_utils.basics import Busy, Stop, UserError, check, derive_seed, link_or_copy, say, write_atomically
+from prune_utils.games import atari_spec
+from prune_utils.log import Log
+
+CRITERIA = ("l1", "random")
+"""what --prune-type can remove by, beside `none`: for sweeps and analysis; the scripts have the same"""
+NEUTRAL = {"runs_dir", "run_name", "overwrite", "track", "wandb_project_name", "wandb_entity", "capture_video", "save_model"}
+NEUTRAL |= {"checkpoint_minutes", "fork_from", "until_cut"}
+"""options that do not shape a result"""
+OF_THE_CUT = {"prune_type", "prune_rate", "prune_scope", "prune_bias", "fork_seed"}
+"""options in which a fork may differ from its parent"""
+FORMAT = 3
+CHECKPOINTS = ("checkpoint.pt", "checkpoint_previous.pt")
+OWN_FILES = ("summary.json", "model.pt", "model_packed.npz", "eval.csv", "curves.csv", "final.mp4", "prune_point.pt")
+OWN_FILES += (*CHECKPOINTS, "source", "source.py")
+OWN_FILES += ("events.out.tfevents.*", "config.json.part", *(f"{name}.part" for name in OWN_FILES))
+WANDB_FILES = ("wandb", "wandb_id")
+"""what a run writes and may delete; nothing else in its folder is ever touched"""
+MOMENTS = {"before_prune": "before the cut", "after_prune": "right after the cut", "final": "at the end"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- naming
+def check_common(args) -> None:
+    """Raise UserError for an option of the game, the run folder or the machine that breaks its rule."""
+    atari_spec(args.env_id)
+    for name, value in vars(args).items():
+        check(not isinstance(value, int) or value < 2**40, name, "be below 2**40", value)
+    for name in ("seed", "eval_episodes", "num_threads"):
+        check(getattr(args, name) >= 0, name, "be at least 0", getattr(args, name))
+    check(args.num_threads <= 1024, "num_threads", "be at most 1024", args.num_threads)
+    check(0 <= args.checkpoint_minutes < float("inf"), "checkpoint_minutes", "be at least 0", args.checkpoint_minutes)
+    named = args.run_name is None or re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}", args.run_name)
+    check(bool(named), "run_name", "be 1 to 200 of the characters [A-Za-z0-9_.-], and no dot first", args.run_name)
+    forks = args.fork_seed is None or (args.fork_from is not None and args.fork_seed >= 0)
+    check(forks, "fork_seed", "be at least 0 and come with --fork-from", args.fork_seed)
+    dense = args.prune_type == "none" and args.fork_from is None
+    check(dense or not args.until_cut, "until_cut", "come with --prune-type none and without --fork-from", args.until_cut)
+
+
+def arm(algorithm: str, options: dict) -> dict:
+    """What a run is in a study: arms of one algorithm, game and seed are compared."""
+    rate = 0.0 if options["prune_type"] == "none" else options["prune_rate"]
+    name = "none" if options["prune_type"] == "none" else f"{options['prune_type']}-{rate:.15g}"
+    name += "" if options["fork_seed"] is None else f"-fork{options['fork_seed']}"
+    where = {"algorithm": algorithm, "env_id": options["env_id"], "seed": options["seed"]}
+    return where | {"arm": name, "prune_type": options["prune_type"], "effective_prune_rate": rate}
+
+
+def identity(config: dict) -> dict:
+    """The options and resolved values of a config that shape a result; without a cut, its options do not."""
+    cut = {"prune_rate", "prune_scope", "prune_bias"} if config["options"]["prune_type"] == "none" else set()
+    return {name: value for name, value in (config["options"] | config["resolved"]).items() if name not in NEUTRAL | cut}
+
+
+def differences(old: dict, new: dict, ignored: set[str] = frozenset()) -> str:
+    """In what two identities differ. An option that an earlier version did not know had its default, and is not compared."""
+    names = [name for name in new if name in old and name not in ignored and old[name] != new[name]]
+    return ", ".join(f"{name} {old[name]} -> {new[name]}" for name in names)
+
+
+def default_run_name(args) -> str:
+    """Game, script, arm, seed, then every other option that shapes the result and is not at its default."""
+    options = asdict(args)
+    shaping = identity({"options": options, "resolved": {}}).keys() - OF_THE_CUT - {"exp_name", "seed", "env_id"}
+    shaping |= {"prune_scope", "prune_bias"} if args.prune_type != "none" else set()
+    others = [f"{f.name}-{options[f.name]}" for f in fields(args) if f.name in shaping and options[f.name] != f.default]
+    name = "__".join([args.env_id, args.exp_name, arm("", options)["arm"], f"s{args.seed}", *others])
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
+    return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a run folder; empty where there is none that a run could have written."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        return config if config.keys() >= {"options", "resolved"} else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def source_files(script: Path) -> list[Path]:
+    """What makes a run: its script and prune_utils."""
+    return [script, *sorted(Path(__file__).parent.glob("*.py"))]
+
+
+# ----------------------------------------------------------------------------------------------------------- checkpoints
+def state_of(part):
+    """What a checkpoint keeps of a part of a run: a generator, a tensor, a dictionary of tensors, or what has a state_dict."""
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part if isinstance(part, (torch.Tensor, dict)) else part.state_dict()
+
+
+def restore(part, saved, device: torch.device) -> None:
+    """Put a part back into a saved state, in place; a dictionary (the masks) gets new tensors."""
+    if isinstance(part, torch.Generator):
+        part.set_state(saved)
+    elif isinstance(part, torch.Tensor):
+        part.copy_(saved)
+    elif isinstance(part, dict):
+        part.update({name: t.to(device) for name, t in saved.items()})
+    else:
+        part.load_state_dict(saved)
+
+
+def load_checkpoint(path: Path) -> dict | None:
+    """A checkpoint with every checksum verified, or the one before it if it is broken; None where there is no file.
+
+    Raises OSError where there are files but no good one.
+    """
+    found = [file for file in (path, path.with_stem(path.stem + "_previous")) if file.exists()]
+    for file in found:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if broken := archive.testzip():
+                    raise zipfile.BadZipFile(f"{broken} has a wrong checksum")
+            checkpoint = torch.load(file, weights_only=True, map_location="cpu")
+            if checkpoint["format"] != FORMAT:
+                raise ValueError(f"format {checkpoint['format']}, not {FORMAT}")
+            return checkpoint
+        except Exception as error:  # whatever a torn or strange file makes the readers say
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            say(f"{file} is no good checkpoint ({reason})", error=True)
+    if found:
+        raise OSError(f"no good checkpoint is left in {path.parent}; that run has to start anew, with --overwrite")
+    return None
+
+
+def is_prune_point(checkpoint: dict) -> bool:
+    """Whether forks can start from a checkpoint or config: that of a dense run from scratch, before its cut."""
+    options = checkpoint["options"]
+    return options["prune_type"] == "none" and options["fork_from"] is None and not checkpoint.get("cut_done", True)
+
+
+# ------------------------------------------------------------------------------------------------------------------- run
+class Run:
+    """A run folder while its script trains. `finished` says that nothing is left to do.
+
+    A fork is a run whose first checkpoint is its parent's prune point.
+    """
+
+    def __init__(self, args, algorithm: str, script: str):
+        """Open and lock the folder that the options name, and load its checkpoint.
+
+        Raises UserError where the folder can't be written, holds something else or a run of other options, and where a fork
+        does not match its parent; Busy where another process holds the folder.
+        """
+        self.args, self.algorithm, self.script = args, algorithm, Path(script).resolve()
+        self.folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
+        self.parent = Path(args.fork_from) if args.fork_from else None
+        self.finished, self.cut_done, self.evaluations, self.handlers = False, False, [], {}
+        self.signal: signal.Signals | None = None
+        self.saved: tuple[int, bool] | None = None  # step of the last checkpoint, and whether it is after the cut
+
+        previous = {} if args.overwrite else read_config(self.folder)
+        finished = bool(previous) and (self.folder / "summary.json").exists()
+        resumes = bool(previous) and any((self.folder / name).exists() for name in CHECKPOINTS)
+        self.checkpoint, recorded = None, previous
+        itself = self.parent and self.parent.resolve() == self.folder.resolve()
+        check(not itself, "fork_from", "be another folder than the run's own", self.parent)
+        if self.parent and not finished and not resumes:
+            self.checkpoint = load_checkpoint(self.parent / "prune_point.pt")
+            check(bool(self.checkpoint), "fork_from", "be the folder of a dense run that has reached its cut", self.parent)
+            recorded = self.checkpoint
+        self.describe(recorded.get("resolved", {}))
+        if self.checkpoint:
+            self.compare(self.checkpoint, "fork_from", f"be a run of the same options, script and machine: {self.parent}")
+        self.lock()
+        if finished:
+            changed = self.changes(previous)
+            say(f"{self.folder} is finished; --overwrite starts anew" + f" (since then: {changed})" * bool(changed))
+            return self.leave()
+        if previous:
+            check(os.access(self.folder, os.W_OK | os.X_OK), "runs_dir", "be a folder that can be written", self.folder)
+            self.compare(previous, "run_name", f"name another run, or --overwrite be given: {self.folder} has other options")
+        if resumes:
+            self.checkpoint = load_checkpoint(self.folder / CHECKPOINTS[0])
+            self.compare(self.checkpoint, "run_name", f"name a run with a checkpoint of its own: {self.folder} differs")
+        else:
+            self.begin(OWN_FILES if previous else OWN_FILES + WANDB_FILES)  # the same rows go to the same W&B run
+        if args.until_cut and self.checkpoint and self.checkpoint["cut_done"]:
+            say(f"{self.folder} is past its cut")
+            return self.leave()
+        resolved = self.config["resolved"]
+        self.device, self.dtype = torch.device(resolved["device"]), device.DTYPES[resolved["precision"]]
+        self.num_threads = resolved["num_threads"]
+        device.configure(self.num_threads, args.torch_deterministic)
+        self.listen()
+
+    def describe(self, recorded: dict) -> None:
+        """The run's config: its options and what they turn into here; results repeat only where these agree."""
+        resolved = device.resolve(self.args.cuda, self.args.precision, self.args.num_threads, recorded)
+        source = b"".join(file.read_bytes() for file in source_files(self.script))
+        resolved |= {"torch": str(torch.__version__), "ale_py": ale_py.__version__}
+        resolved |= {"source_sha256": hashlib.sha256(source).hexdigest()}
+        self.config = {"algorithm": self.algorithm, "options": asdict(self.args), "resolved": resolved}
+        self.config |= {"device_name": device.device_name(resolved["device"])}
+
+    def changes(self, other: dict, ignored: set[str] = frozenset()) -> str:
+        """In what this run differs from a config or a checkpoint; an option that it did not know had its default."""
+        defaults = {field.name: field.default for field in fields(self.args)}
+        return differences(identity(other | {"options": defaults | other["options"]}), identity(self.config), ignored)
+
+    def compare(self, other: dict, option: str, rule: str) -> None:
+        """Raise UserError where a config or a checkpoint is of another run than this, or than the parent of this fork."""
+        changed = self.changes(other, OF_THE_CUT if self.parent and is_prune_point(other) else frozenset())
+        changed = changed or (other["algorithm"] != self.algorithm and f"{other['algorithm']} -> {self.algorithm}")
+        check(not changed, option, rule, changed)
+
+    def lock(self) -> None:
+        """Create the folder and hold its lock until the process ends."""
+        try:
+            found = {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
+            ours = not found - {".lock", "config.json.part"} or read_config(self.folder)
+            check(bool(ours), "run_name", "not name a folder that holds other files", self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock_file = open(self.folder / ".lock", "w")
+        except OSError as error:
+            raise UserError(f"--runs-dir must be a folder that can be written, got {self.folder}: {error.strerror}") from None
+        try:
+            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"{self.folder} is in use by another process") from None
+
+    def begin(self, obsolete: tuple[str, ...]) -> None:
+        """Start the folder anew: config and source and, in a fork, the parent's prune point as its first checkpoint."""
+        self.delete(obsolete)
+        describe = ["git", "-C", str(self.script.parent), "describe", "--always", "--dirty"]
+        git = subprocess.run(describe, capture_output=True, text=True).stdout.strip() if shutil.which("git") else None
+        versions = {"python": sys.version.split()[0], "numpy": np.__version__, "gymnasium": gym.__version__}
+        self.config |= {"versions": versions, "git": git or None, "command": sys.argv, "parent": self.args.fork_from}
+        write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2).encode())
+        for file in source_files(self.script):
+            copy = self.folder / "source" / file.relative_to(self.script.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        if self.parent:
+            link_or_copy(self.parent / "prune_point.pt", self.folder / CHECKPOINTS[0])
+
+    def delete(self, patterns: tuple[str, ...]) -> None:
+        """Remove files of this run, in this order."""
+        for path in (path for pattern in patterns for path in self.folder.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def seed(self, purpose: str) -> int:
+        """A seed for a part of this run."""
+        return derive_seed(self.args.seed, purpose)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator for a part of this run, on its device."""
+        return torch.Generator(self.device).manual_seed(self.seed(purpose))
+
+    def resume(self, parts: dict, generators: list[torch.Generator]) -> int:
+        """Say what a checkpoint holds, restore it if there is one, and start the log; the agent step to go on from."""
+        self.parts = parts | {f"generator_{index}": generator for index, generator in enumerate(generators)}
+        checkpoint, global_step, self.first_step = self.checkpoint, 0, 0
+        forked = bool(self.parent) and is_prune_point(checkpoint)
+        if checkpoint:
+            global_step = checkpoint["global_step"]
+            for name, part in self.parts.items():
+                restore(part, checkpoint["parts"][name], self.device)
+            self.cut_done, self.evaluations = checkpoint["cut_done"], checkpoint["evaluations"]
+            self.saved, self.first_step = (global_step, self.cut_done), global_step if forked else checkpoint["first_step"]
+            how = f"forked from {self.parent}" if forked else "resumed"
+            say(f"{self.folder}: {how} at step {global_step:,} of {self.args.total_timesteps:,}")
+            if checkpoint["device_name"] != self.config["device_name"]:
+                machines = f"made on {checkpoint['device_name']}, this is {self.config['device_name']}"
+                say(f"its checkpoint was {machines}: the same bits can't be promised", error=True)
+        if forked and self.args.fork_seed is not None:
+            for index, generator in enumerate(generators):
+                generator.manual_seed(derive_seed(self.args.fork_seed, f"fork {index} of {self.args.seed}"))
+        what = arm(self.algorithm, asdict(self.args))
+        self.log = Log(self.folder, self.config, what, checkpoint and checkpoint["log"], global_step, forked)
+        self.checkpoint, self.saved_at = None, time.monotonic()
+        return global_step
+
+    # ------------------------------------------------------------------------------------------------ while it trains
+    def save(self, global_step: int) -> None:
+        """Write a checkpoint, unless the last one is of this moment, and keep the one before it."""
+        if self.saved == (global_step, self.cut_done):
+            return
+        state = self.config | {"format": FORMAT, "global_step": global_step, "first_step": self.first_step}
+        state |= {"cut_done": self.cut_done, "evaluations": self.evaluations, "log": self.log.state_dict()}
+        state |= {"parts": {name: state_of(part) for name, part in self.parts.items()}}
+        data = io.BytesIO()  # torch.save to a full disk says something else than that it is full
+        torch.save(state, data)
+        self.write(CHECKPOINTS[0], data.getbuffer(), keep_previous=True)
+        self.saved, self.saved_at = (global_step, self.cut_done), time.monotonic()
+
+    def save_prune_point(self, global_step: int) -> None:
+        """Keep a checkpoint of this moment for forks."""
+        self.save(global_step)
+        link_or_copy(self.folder / CHECKPOINTS[0], self.folder / "prune_point.pt")
+
+    def write(self, name: str, data: bytes | memoryview, keep_previous: bool = False) -> None:
+        """Write a file of the run folder. Raises OSError where the folder is no longer that of this process."""
+        path = self.folder / ".lock"
+        if not path.exists() or not os.path.samestat(os.fstat(self.lock_file.fileno()), path.stat()):
+            raise OSError(f"{self.folder} was deleted or replaced while this run was at work in it")
+        write_atomically(self.folder / name, data, keep_previous)
+
+    def checkpoint_if_due(self, global_step: int) -> None:
+        """Call between two iterations: saves every --checkpoint-minutes, and ends the run if a signal asked for it."""
+        due = self.args.checkpoint_minutes and time.monotonic() - self.saved_at >= 60 * self.args.checkpoint_minutes
+        if due or self.signal:
+            self.save(global_step)
+        self.stop_if_asked()
+
+    def evaluate(self, moment: str, global_step: int, network: nn.Module, make_policy: Callable) -> None:
+        """Play the evaluation games of a moment, with games and generators of their own, and write their rows to eval.csv."""
+        episodes = self.args.eval_episodes
+        if not episodes:
+            return
+        if self.args.checkpoint_minutes and moment != "after_prune":
+            self.save(global_step)  # an evaluation takes minutes, and a signal ends it at once
+        say(f"step {global_step:,}: playing {episodes} evaluation games {MOMENTS[moment]}")
+        seed = self.seed(moment)  # the same in every arm
+        policy = make_policy(device.fp32_copy(network), seed)
+        games = evaluation.play(policy, self.args.env_id, episodes, seed, self.num_threads, self.stop_if_asked)
+        self.evaluations += [{"moment": moment, "global_step": global_step, **game} for game in games]
+        file = io.StringIO()
+        writer = csv.DictWriter(file, self.evaluations[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.evaluations)
+        self.write("eval.csv", file.getvalue().encode())
+        mean = sum(game["return"] for game in games) / len(games)
+        say(f"mean return {MOMENTS[moment]}: {mean:.1f}")
+        self.log(global_step, {f"eval/{moment}_return": mean})
+        self.log.restart_clock(global_step)
+
+    def log_cut(self, global_step: int, counts: dict[str, dict[str, int]]) -> None:
+        """Log the share of pruned entries, of the network and of each tensor; `counts` as in `finish`."""
+        total, pruned = (sum(count[key] for count in counts.values()) for key in ("total", "pruned"))
+        what = (
+            f"{pruned:,} of {total:,} entries ({pruned / total:.1%})"
+            if self.args.prune_type != "none"
+            else "nothing: a dense run"
+        )
+        say(f"step {global_step:,}: the cut removed {what}")
+        for name in (name for name, count in counts.items() if count["pruned"] == count["total"]):
+            say(f"warning: pruning removed every entry of {name}", error=True)
+        shares = {f"prune/sparsity_{name}": count["pruned"] / count["total"] for name, count in counts.items()}
+        self.log(global_step, {"prune/sparsity": pruned / total, **shares})
+
+    def pause(self, global_step: int) -> Path:
+        """End a process whose run goes on later from its checkpoint."""
+        self.write("curves.csv", "".join(self.log.rows).encode())
+        self.log.close()
+        say(f"stopped at the cut (step {global_step:,}); without --until-cut the same command trains on: {self.folder}")
+        self.leave()
+        return self.folder
+
+    # ------------------------------------------------------------------------------------------------ its end
+    def listen(self) -> None:
+        """From here on the next step saves and ends after a SIGTERM, Ctrl-C or hang-up; a second signal ends at once."""
+        if threading.current_thread() is threading.main_thread():
+            numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+            self.handlers = {number: signal.signal(number, self.on_signal) for number in numbers}
+
+    def on_signal(self, number: int, _frame) -> None:
+        self.signal = signal.Signals(number)
+        for each in self.handlers:
+            signal.signal(each, signal.SIG_DFL)
+
+    def stop_if_asked(self) -> None:
+        """Raise Stop if a signal came."""
+        if self.signal:
+            goes_on = f"resumes from step {self.saved[0]:,}" if self.saved else "starts anew: there is no checkpoint yet"
+            self.log.bar.close()
+            say(f"stopped by {self.signal.name}; the same command {goes_on}", error=True)
+            self.leave()
+            raise Stop(self.signal)
+
+    def leave(self) -> None:
+        """Release the lock and restore the signal handlers."""
+        self.finished = True
+        if (self.folder / "summary.json").exists():
+            self.delete(CHECKPOINTS)
+        self.lock_file.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def finish(self, global_step: int, network: nn.Module, counts: dict[str, dict[str, int]], make_policy: Callable) -> Path:
+        """Evaluate and save the network, write what the cut cost and gained, close the logs; summary.json comes last.
+
+        `counts`: total, pruned and nonzero entries of each tensor. After the evaluation it is too late for a signal.
+        """
+        self.evaluate("final", global_step, network, make_policy)
+        network = device.fp32_copy(network)
+        weights = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+        summary = self.summarise(global_step, network, weights, counts)
+        files = []
+        if self.args.save_model:
+            model = io.BytesIO()
+            torch.save(weights, model)
+            self.write("model.pt", model.getvalue())
+            self.write("model_packed.npz", storage.pack(weights))
+            files = [self.folder / "model.pt", self.folder / "model_packed.npz"]
+        if self.args.capture_video:
+            files.append(self.folder / "final.mp4")
+            evaluation.record_video(make_policy(network, self.seed("video")), self.args.env_id, self.seed("video"), files[-1])
+        self.log(global_step, {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
+        clock, cuda = self.log.state_dict(), self.device.type == "cuda"
+        summary["time"] = {
+            "agent_steps_per_second_while_learning": clock["steps"] / clock["seconds"] if clock["seconds"] else None,
+            "wall_seconds": clock["wall_seconds"],
+            "peak_ram_bytes": device.peak_ram_bytes(),
+            "peak_gpu_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+        }
+        self.write("curves.csv", "".join(self.log.rows).encode())  # whole, whatever happened to the file meanwhile
+        self.log.close(summary, self.evaluations, files)
+        self.write("summary.json", json.dumps(summary, indent=2).encode())
+        means = ", ".join(f"{score['mean']:.1f} {MOMENTS[moment]}" for moment, score in summary["eval"].items())
+        sizes = f"{summary['disk']['dense']:,} bytes dense, {summary['disk']['packed']:,} packed"
+        say(f"finished: mean return {means or 'not measured'}; sparsity {summary['sparsity']:.2f}; {sizes}; {self.folder}")
+        self.leave()
+        return self.folder
+
+    def summarise(self, global_step: int, network: nn.Module, weights: dict[str, torch.Tensor], counts: dict) -> dict:
+        """What summary.json says of a network, but for its clocks."""
+        totals = {key: sum(count[key] for count in counts.values()) for key in ("total", "pruned", "nonzero")}
+        returns: dict[str, list[float]] = {}
+        for row in self.evaluations:
+            returns.setdefault(row["moment"], []).append(row["return"])
+        return arm(self.algorithm, asdict(self.args)) | {
+            "global_step": global_step,
+            "agent_steps_run": global_step - self.first_step,
+            **totals,
+            "sparsity": totals["pruned"] / totals["total"],
+            "emptied": [name for name, count in counts.items() if count["pruned"] == count["total"]],
+            "tensors": counts,
+            "resident_bytes": sum(t.numel() * t.element_size() for t in weights.values()),
+            "disk": storage.storage_bytes(weights),
+            "eval": {moment: evaluation.statistics(games) for moment, games in returns.items()},
+            "disk_break_even_rate": storage.break_even(weights),
+            "multiply_adds": evaluation.multiply_adds(network),
+        }

@@ -1,0 +1,207 @@
+"""The sentences of a report: the declared answer, why there may be none, and what no skill scores."""
+
+import re
+
+import numpy as np
+import pytest
+
+from analysis import figures
+from tests.run_folders import CONTROL, DENSE, L1, NO_SKILL, conclude, row, study, text
+
+SURE = [99.0, 111.0, 119.0]
+"""scores of an arm that differs by a hundredth from DENSE"""
+LOST = [58.0, 72.0, 80.0]
+"""scores of an arm that loses a third"""
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda *_: [])
+
+
+def said(tmp_path, arms: dict, **options) -> str:
+    no_skill = {"no_skill": options.pop("no_skill")} if "no_skill" in options else {}
+    conclude(study(tmp_path / "runs", arms, **options), **no_skill)
+    return text(tmp_path / "report of runs")
+
+
+QUESTION = "- Does l1 at 0.5 lose less than 10 % of the return after the cut? "
+
+
+# -------------------------------------------------------------------------------------------------------------- the answer
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        (SURE, "Yes: a loss of 10 % or more is excluded. "),
+        (LOST, "No: a loss of 10 % or more is seen. "),
+        (L1, "Open: a loss of 10 % or more is neither excluded nor seen. "),
+    ],
+)
+def test_the_answer_is_yes_or_no_only_where_the_whole_interval_is_on_one_side_of_the_margin(scores, told, tmp_path):
+    sentences = said(tmp_path, {"none": DENSE, "l1-0.5": scores} | CONTROL)
+    assert QUESTION + told + "Return after the cut of l1 at 0.5: " in sentences
+    interval = r"l1 at 0.5: [+-][\d.]+ % \(95 % interval ([+-][\d.]+) to ([+-][\d.]+), 3 seeds\)\."
+    low, high = map(float, re.search(interval, sentences).groups())
+    assert (low > -10, high < -10) == ("Yes" in told, "No:" in told)
+
+
+def test_the_declared_quantity_is_the_return_after_the_cut_and_not_the_last_network(tmp_path):
+    sentences = said(tmp_path, {"none": DENSE, "l1-0.5": SURE} | CONTROL, final=[1.0, 900.0])
+    assert "Yes: a loss of 10 % or more is excluded" in sentences
+    assert row(conclude(tmp_path / "runs")["changes"], "l1-0.5").final == 0
+
+
+def test_fewer_than_three_seeds_have_no_answer(tmp_path):
+    arms = {"none": DENSE[:2], "l1-0.5": LOST[:2], "l1-0.8": LOST[:2]} | {arm: scores[:2] for arm, scores in CONTROL.items()}
+    sentences = said(tmp_path, arms)
+    assert QUESTION + "There is no answer: it takes 3 seeds, and there are 2. Return after the cut" in sentences
+    assert " is seen" not in sentences and " is excluded" not in sentences
+
+
+def test_one_seed_has_numbers_and_no_interval_and_the_sentences_say_why(tmp_path):
+    sentences = said(tmp_path, {"none": [100.0], "l1-0.5": [90.0], "none-fork1": [100.0]})
+    assert "it takes 3 seeds, and there is 1. Return after the cut of l1 at 0.5: -10.0 % in one seed." in sentences
+    assert "One seed has no interval: how far seeds differ is unknown" in sentences and "interval -" not in sentences
+
+
+def test_where_dense_is_not_clearly_above_no_skill_there_is_no_answer(tmp_path):
+    floor = NO_SKILL.replace("FIRE,0.01,100,50,45,55", "FIRE,0.01,100,98,80,116")  # dense: 110, 85 to 135
+    sentences = said(tmp_path, {"none": DENSE, "l1-0.5": SURE} | CONTROL, no_skill=floor)
+    told = "There is no answer: dense (110, 95 % interval 85 to 135) is not clearly above the best that no skill scores (98"
+    assert told in sentences
+
+
+def test_where_no_skill_was_not_measured_there_is_no_answer(tmp_path):
+    floor = NO_SKILL.replace("SpaceInvaders", "Breakout")
+    sentences = said(tmp_path, {"none": DENSE, "l1-0.5": SURE} | CONTROL, no_skill=floor)
+    assert "There is no answer: what no skill scores in SpaceInvadersNoFrameskip-v4 was not measured." in sentences
+
+
+def test_a_positive_control_that_shows_no_loss_takes_the_answer_and_is_named(tmp_path):
+    sentences = said(tmp_path, {"none": DENSE, "l1-0.5": SURE, "l1-0.9": [108.0, 95.0, 140.0]})
+    told = r"There is no answer: the positive control shows no loss, so that none could be seen here \(l1 at 0.9: \+3.9 % \("
+    assert re.search(told, sentences)
+
+
+def test_without_a_positive_control_another_arm_has_to_show_that_a_loss_can_be_seen(tmp_path):
+    sentences = said(tmp_path, {"none": DENSE, "l1-0.5": SURE, "random-0.5": [98.0, 112.0, 119.0]})
+    told = "There is no answer: no positive control ran in 3 seeds, and no other arm shows a loss, so that it is unknown"
+    assert told in sentences
+    other = study(tmp_path / "other" / "runs", {"none": DENSE, "l1-0.5": SURE, "random-0.5": LOST})
+    conclude(other)
+    assert QUESTION + "Yes: " in text(tmp_path / "other" / "report of runs")
+
+
+def test_the_declared_study_is_that_of_the_default_options_whatever_folder_is_given(tmp_path):
+    arms = {"none": DENSE, "l1-0.5": SURE} | CONTROL
+    runs = study(tmp_path / "runs", arms, total_timesteps=100_000)
+    conclude(runs)
+    told = "- These runs are not the declared study (total_timesteps 100000).\n"
+    assert told in text(tmp_path / "report of runs")
+    study(runs, arms, eval_episodes=100)  # the number of games is no part of it
+    study(runs, arms, env_id="PongNoFrameskip-v4")
+    study(runs, arms, "ppo")
+    table = conclude(runs)["changes"]
+    declared = table[table.role == "declared"]
+    assert declared.study.tolist() == [
+        "DQN, SpaceInvadersNoFrameskip-v4, eval_episodes 100, total_timesteps 2000000",
+        "PPO, SpaceInvadersNoFrameskip-v4",
+    ]
+    assert told in text(tmp_path / "report of runs") and set(table[table.arm == "l1-0.9"].role) == {"positive control"}
+
+
+# --------------------------------------------------------------------------------------------------- exploratory sentences
+def test_exploratory_intervals_are_simultaneous_and_a_loss_is_seen_only_by_them(tmp_path):
+    # -20 -30 -25: mean -25, standard error 5 / sqrt(3) = 2.887; t(2) at 2.5 % is 4.303, at 2.5 % / 6 it is 10.886
+    arms = {"none": DENSE, "l1-0.8": [80.0, 80.0, 95.0]}
+    conclude(study(tmp_path / "one" / "runs", arms))
+    assert re.search(
+        r"Exploratory: l1 at 0.8: -22.7 % .*\. A loss of \d+\.\d % or more is seen\.", text(tmp_path / "one" / "report of runs")
+    )
+    other = {f"random-{rate}": [DENSE[0] - 1, DENSE[1] + 1, DENSE[2] - 0.5] for rate in (0.1, 0.3, 0.5, 0.8)}
+    table = conclude(study(tmp_path / "many" / "runs", arms | other))["changes"]
+    alone = row(table, "l1-0.8")
+    assert alone.family == 6  # five arms and the trend of random
+    assert alone.after_cut_points_high == pytest.approx(-25 + 4.302653 * 5 / np.sqrt(3))
+    assert alone.simultaneous_points_high == pytest.approx(-25 + 10.8859 * 5 / np.sqrt(3), rel=1e-4)
+    many = text(tmp_path / "many" / "report of runs")
+    assert "simultaneous over 6 comparisons, 3 seeds). A loss above " in many and " is seen" not in many
+
+
+def test_where_dense_returns_are_below_0_differences_are_told_in_points(tmp_path):
+    sentences = said(tmp_path, {"none": [-20.0, -18.0, -19.0], "l1-0.8": [-21.0, -19.0, -20.5]})
+    assert re.search(r"l1 at 0.8: -1.2 points \(95 % interval -1.9 to -0.4, 3 seeds\). A loss of 0.4 points or more", sentences)
+
+
+def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_reported(tmp_path):
+    sentences = said(tmp_path, {"none": [0.0, 0.0, 0.0], "l1-0.5": [0.0, 0.0, 0.0], "l1-0": [0.0, 0.0, 0.0]})
+    assert "Dense: return after the cut 0; 3 seeds." in sentences
+    assert "Exploratory: l1 at 0: +0.0 points in each of 3 seeds.\n" in sentences
+    assert "There is no answer: dense (0) is not clearly above" in sentences
+
+
+def test_the_noise_says_how_many_seeds_the_declared_test_needs(tmp_path):
+    # arms by seeds leave 102 / 6 etc.; by hand in tests/test_paired.py
+    sentences = said(tmp_path, {"none": DENSE, "l1-0.5": L1, "random-0.5": [70.0, 90.0, 95.0]})
+    told = r"Noise: the declared difference deviates by [\d.]+ % of dense from seed to seed \(95 % interval [\d.]+ to [\d.]+, "
+    told += (
+        r"4 degrees of freedom\)\. For 80 % power where nothing is lost, the declared test needs \d+ seeds \(\d+ to \d+\)\. "
+    )
+    assert re.search(told + r"With 3 seeds it has \d+ %\.", sentences)
+    one = said(tmp_path / "one", {"none": [100.0], "none-fork1": [104.0], "l1-0.5": [90.0]})
+    assert "1 degree of freedom, of equal continuations alone). " in one
+
+
+def test_what_the_runs_computed_in_and_on_is_told_with_the_seeds_where_it_differs(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE[:1], "l1-0.5": L1[:1]})
+    conclude(runs)
+    assert "; fp32 on a CPU, threads 1, torch 2.13.0.\n" in text(tmp_path / "report of runs")
+    newer = study(tmp_path / "newer", {"none": DENSE[:2], "l1-0.5": L1[:2]}, precision="bf16", device_name="a newer CPU")
+    for folder in newer.glob("*__s2*"):
+        folder.rename(runs / folder.name)
+    conclude(runs)
+    told = "; fp32 on a CPU, threads 1, torch 2.13.0 (seeds 1); bf16 on a newer CPU, threads 1, torch 2.13.0 (seeds 2).\n"
+    assert told in text(tmp_path / "report of runs")
+
+
+# ---------------------------------------------------------------------------------------------------------------- no skill
+def test_what_no_skill_scores_is_told_and_every_return_that_is_not_above_it_is_marked(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1, "random-0.8": [50.0, 54.0, 56.0]}, after=[10.0, 70.0])
+    tables = conclude(runs)
+    sentences = text(tmp_path / "report of runs")
+    assert (
+        "uniform random play scores 30 (95 % interval 25 to 35, 100 games). The best held action, FIRE, scores 50 ("
+        in sentences
+    )
+    assert (
+        row(tables["returns"], "random-0.8").not_above_no_skill
+        == "return after the cut, late return, final network, right after it"
+    )
+    assert row(tables["returns"], "none").not_above_no_skill == "right after it"
+    assert (
+        "l1 at 0.5 right after the cut (40); random at 0.8 right after the cut (40); random at 0.8 at the end (53)."
+        in sentences
+    )
+    assert tables["no_skill"].policy.tolist() == ["random", "FIRE"]
+
+
+def test_an_evaluation_of_a_held_action_is_marked(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1}, shares={"final": 0.4, "after_prune": 0.4})
+    study(tmp_path / "runs", {"random-0.5": L1}, shares={"final": 0.4, "after_prune": 0.991})
+    tables = conclude(tmp_path / "runs")
+    told = "Evaluations of held actions: random at 0.5 right after the cut (3 of 3 networks).\n"
+    assert told in text(tmp_path / "report of runs")
+    found = tables["evaluations"][tables["evaluations"].arm == "random-0.5"].set_index("moment")
+    assert found.commonest_action.to_dict() == pytest.approx(
+        {"before_prune": np.nan, "after_prune": 0.991, "final": 0.4}, nan_ok=True
+    )
+    assert found.distinct.tolist() == [2, 2, 2]
+
+
+def test_many_games_of_which_few_are_distinct_are_marked_where_the_actions_were_not_recorded(tmp_path):
+    games = {"before": list(range(50, 100)), "final": list(range(50, 100))}  # games of one score are equal in length here
+    study(tmp_path / "runs", {"none": [75.0], "l1-0.5": [75.0]}, **games, after=list(range(60, 110)))
+    study(tmp_path / "runs", {"random-0.8": [50.0]}, **games, after=[60.0, 61.0] * 25)
+    conclude(tmp_path / "runs")
+    told = "Evaluations of held actions: random at 0.8 right after the cut (perhaps: only 2 of 50 games are distinct).\n"
+    assert told in text(tmp_path / "report of runs")

@@ -1,0 +1,104 @@
+"""Tables and figure of what pruned networks cost, from the rows that evals.efficiency measured."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from analysis import costs
+from prune_utils.storage import storage_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+MEASURED = ROOT / "results" / "efficiency.csv"
+
+
+def run(monkeypatch, *words) -> None:
+    monkeypatch.setattr(sys, "argv", ["costs", *map(str, words)])
+    costs.main()
+
+
+def test_the_formats_are_those_that_every_run_measures():
+    assert {"dense", *costs.FORMATS} == storage_bytes({"w": torch.ones(2, 2)}).keys()
+
+
+def test_the_measured_rows_of_the_results_make_a_table_of_all_and_one_of_what_pays(tmp_path):
+    call = [sys.executable, "-m", "analysis.costs", str(MEASURED), f"--figure={tmp_path / 'costs.png'}"]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    rows, lines = pd.read_csv(MEASURED), done.stdout.splitlines()
+    assert lines[0].startswith("Intel(R) Xeon(R) Processor @ 2.80GHz, torch 2.13.0+cpu")
+    first, second = done.stdout.split("\n\n")[1:3]
+    assert len(first.strip().splitlines()) == 2 + len(rows) and "| ppo random-0.95 | 0.95 | csr | 965 | 960 |" in first
+    assert "| file as coo | 0.81 | 0.81 | 0.81 | 0.81 |" in second
+    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def made_up(*arms: tuple[str, str, float, int, float], device: str = "a CPU") -> pd.DataFrame:
+    """Rows of arms: name, criterion, sparsity, bytes of COO (dense 1000), latency of CSR (dense 10)."""
+    rows = []
+    for arm, prune_type, sparsity, coo, latency in arms:
+        row = {"algorithm": "dqn", "arm": arm, "prune_type": prune_type, "sparsity": sparsity, "device": device, "torch": "2"}
+        row |= {f"{name}_bytes": 500 for name in costs.FORMATS} | {"coo_bytes": coo, "dense_bytes": 1000}
+        row |= {"file_bytes": 1000, "resident_bytes": 1000, "load_ms": 1.0, "units": 9, "multiply_adds": 10**6}
+        for form, us in (("dense", 10.0), ("csr", latency), ("without_dead_units", 9.0)):
+            rows.append(row | {"form": form, "us_1x1": us, "us_1x1_q25": us - 1, "us_1x1_q75": us + 1})
+    return pd.DataFrame(rows)
+
+
+def test_what_pays_is_read_off_straight_lines_between_the_measured_sparsities():
+    arms = [("none", "none", 0.0, 5000, 30.0), ("l1-0.5", "l1", 0.5, 3000, 20.0), ("l1-0.8", "l1", 0.8, 500, 12.0)]
+    # COO: from 3 times dense at .5 to half of it at .8, so 1 at .5 + .3 * 2 / 2.5 = .74; CSR never falls below 1
+    table = costs.crossings(made_up(*arms))
+    assert "| smaller or faster than dense from this sparsity on | dqn, l1 |" in table
+    assert "| file as coo | 0.74 |" in table and "| file as packed | 0.00 |" in table
+    assert "| CSR layers, batch 1, 1 thread | never |" in table
+    both = pd.concat([made_up(*arms), made_up(*arms, device="a GPU")])
+    assert "| dqn, l1, a CPU | dqn, l1, a GPU |" in costs.crossings(both)
+
+
+@pytest.mark.parametrize("criteria", [["none"], ["none", "random"], ["none", "l1", "random"]])
+def test_a_figure_is_drawn_of_whichever_arms_there_are_the_same_each_time(criteria, tmp_path, monkeypatch, capsys):
+    arms = [(kind, kind, 0.5 if kind != "none" else 0.0, 3000, 20.0) for kind in criteria]
+    made_up(*arms).to_csv(tmp_path / "costs.csv", index=False)
+    for name in ("a.png", "b.png"):
+        run(monkeypatch, tmp_path / "costs.csv", f"--figure={tmp_path / name}")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert ("no pruned run: nothing to tell" in capsys.readouterr().out) == (criteria == ["none"])
+
+
+def test_rows_of_several_files_make_one_table(tmp_path, monkeypatch, capsys):
+    for seed, coo in enumerate((400, 600, 5000)):
+        made_up(("none", "none", 0.0, 5000, 30.0), ("l1-0.5", "l1", 0.5, coo, 20.0)).to_csv(tmp_path / f"{seed}.csv")
+    run(monkeypatch, *sorted(tmp_path.glob("*.csv")))
+    # the median of the three is .6 of the dense file: 1 at .5 * 4 / 4.4 = .45
+    assert "| file as coo | 0.45 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "CSV must be at least one file that evals.efficiency wrote, got none"),
+        (["nowhere.csv"], "CSV must be a file that evals.efficiency wrote, got nowhere.csv: [Errno 2]"),
+        (["strange.csv"], "CSV must be a file that evals.efficiency wrote, got strange.csv: it lacks rows, columns or values"),
+        (["empty.csv"], "CSV must be a file that evals.efficiency wrote, got empty.csv: it lacks rows, columns or values"),
+        (["gaps.csv"], "CSV must be a file that evals.efficiency wrote, got gaps.csv: it lacks rows, columns or values"),
+        (["nothing.csv"], "CSV must be a file that evals.efficiency wrote, got nothing.csv: No columns"),
+        (["good.csv", "--figure=a.doc"], "--figure must end in .png or .svg, got a.doc"),
+        (["good.csv", "--figure=nowhere/a.png"], "--figure must be a file in a folder that can be written, got nowhere/a.png"),
+    ],
+)
+def test_a_file_that_is_no_such_table_is_one_line_and_exit_2(words, message, tmp_path, monkeypatch, capsys):
+    good = made_up(("none", "none", 0.0, 5000, 30.0))
+    good.to_csv(tmp_path / "good.csv", index=False)
+    good[:0].to_csv(tmp_path / "empty.csv", index=False)
+    good.assign(sparsity=[0.0, None, 0.0]).to_csv(tmp_path / "gaps.csv", index=False)
+    (tmp_path / "strange.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "nothing.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(monkeypatch, *words)
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {message}") and err.count("\n") == 1

@@ -1,0 +1,257 @@
+"""What computes and how: low-precision copies, folded convolutions, Adam, CUDA graphs on a CPU, arrays for the device."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+import dqn_atari_prune as dqn
+import ppo_atari_prune as ppo
+from prune_utils import device
+from prune_utils.device import (
+    FoldedConv2d,
+    Inbox,
+    PreallocatedAdam,
+    fold_convolutions,
+    fp32_copy,
+    graphed,
+    low_precision,
+    resolve,
+    scaled,
+)
+from tests.test_learning_mathematics import frames, generator, ppo_minibatch
+
+NETWORKS = {"dqn": dqn.QNetwork, "ppo": ppo.Agent}
+both = pytest.mark.parametrize("algorithm", NETWORKS)
+
+
+def build(algorithm: str, hidden_size: int = 512) -> nn.Module:
+    torch.manual_seed(0)
+    return fold_convolutions(NETWORKS[algorithm](6, hidden_size)).to(memory_format=torch.channels_last)
+
+
+def dqn_batch(n: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    actions, rewards = torch.arange(n) % 6, torch.randn(n, generator=generator(seed))
+    return frames(n, seed + 1), actions, rewards, frames(n, seed + 2), torch.arange(n) % 4 == 0
+
+
+def update(algorithm: str, network, low, optimizer, n: int = 32, seed: int = 0) -> None:
+    """One update of the script from a made-up batch; DQN's target network is another one, always the same."""
+    if algorithm == "dqn":
+        torch.manual_seed(99)
+        target = low_precision(dqn.QNetwork(6, network.fc1.out_features), low.conv1.weight.dtype)
+        dqn.update(network, low, target, optimizer, {}, dqn_batch(n, seed), n, 0.99)
+    else:
+        ppo.update(network, low, optimizer, {}, ppo_minibatch(network, n), ppo.Args())
+
+
+def flat(network: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+# ------------------------------------------------------------------------------------------------------ folded convolutions
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_a_folded_convolution_and_its_gradients_are_those_of_a_plain_one(layer, memory_format):
+    folded = getattr(build("dqn"), layer).to(torch.float64, memory_format=memory_format)
+    assert isinstance(folded, FoldedConv2d)
+    x = torch.randn(3, folded.in_channels, 84, 84, dtype=torch.float64, generator=generator())
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    inputs = (x, folded.weight, folded.bias)
+    ours, plain = folded(x), torch.nn.functional.conv2d(*inputs, stride=folded.stride)
+    grad = torch.randn(plain.shape, dtype=torch.float64, generator=generator(1))
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(plain, inputs, grad))
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+def test_channels_last_a_convolution_is_folded_without_a_copy(layer):
+    folded = getattr(build("dqn"), layer)
+    x = torch.randn(3, folded.in_channels, 84, 84).contiguous(memory_format=torch.channels_last).requires_grad_()
+    grad = torch.ones_like(folded(x))
+    with torch.profiler.profile() as profile:
+        folded(x).backward(grad)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in names and not names & {"aten::clone", "aten::contiguous"}
+    assert folded.weight.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@both
+def test_folding_a_network_leaves_its_parameters_their_names_and_its_function(algorithm):
+    plain = NETWORKS[algorithm](6, 64)
+    folded = copy.deepcopy(plain)
+    before = list(folded.parameters())
+    assert fold_convolutions(folded) is folded
+    assert [type(layer) for layer in (folded.conv1, folded.conv2, folded.conv3)] == [FoldedConv2d, FoldedConv2d, nn.Conv2d]
+    assert all(p is b for p, b in zip(folded.parameters(), before, strict=True))
+    states = plain.state_dict(), folded.state_dict()
+    assert list(states[0]) == list(states[1]) and all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+    obs = frames(4, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(obs), plain(obs), rtol=1e-4, atol=1e-5)
+    plain.load_state_dict(states[1])  # a file of one is a file of the other
+    folded.load_state_dict(states[0])
+
+
+# ---------------------------------------------------------------------------------------------------- low-precision copies
+@both
+def test_an_update_in_bf16_agrees_with_one_in_fp32_to_the_precision_of_bf16(algorithm):
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        network = build(algorithm)
+        optimizer = PreallocatedAdam(network.parameters(), lr=1e-4, eps=1e-8)
+        update(algorithm, network, low_precision(network, dtype, optimizer), optimizer, n=32 if algorithm == "dqn" else 256)
+        assert all(p.grad.dtype == torch.float32 for p in network.parameters())
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999 and not torch.equal(*gradients)
+    assert np.isclose(gradients[0].norm(), gradients[1].norm(), rtol=0.02)
+
+
+@both
+def test_a_copy_that_lasts_learns_what_one_made_anew_for_each_update_does(algorithm):
+    ends = []
+    for lasts in (True, False):
+        network = build(algorithm, 64)
+        optimizer = PreallocatedAdam(network.parameters(), lr=1e-3, eps=1e-8)
+        low = low_precision(network, torch.bfloat16, optimizer)
+        for k in range(4):
+            low = low if lasts else low_precision(network, torch.bfloat16)
+            update(algorithm, network, low, optimizer, seed=k)
+        ends.append(flat(network))
+    assert torch.equal(*ends)
+
+
+@both
+def test_heads_are_computed_in_fp32_where_the_body_runs_in_bf16(algorithm):
+    network = build(algorithm, 32)
+    low = low_precision(network, torch.bfloat16)
+    assert all(getattr(low, head) is getattr(network, head) for head in network.HEADS)
+    outputs = low(frames(64, 1))
+    for values in outputs if isinstance(outputs, tuple) else (outputs,):
+        assert values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())
+
+
+def test_in_fp32_the_network_itself_computes():
+    network = build("dqn", 32)
+    assert low_precision(network, torch.float32, PreallocatedAdam(network.parameters(), lr=1e-3, eps=1e-8)) is network
+
+
+def is_rounded(low: nn.Module, network: nn.Module) -> bool:
+    pairs = list(zip(low.parameters(), network.parameters(), strict=True))
+    assert {p.dtype for p, _ in pairs} == {torch.bfloat16, torch.float32}  # body, heads
+    return all(master.dtype == torch.float32 and torch.equal(p, master.to(p.dtype)) for p, master in pairs)
+
+
+@both
+def test_a_copy_is_renewed_by_every_step_of_the_optimizer_the_masks_and_every_loaded_state(algorithm):
+    network = build(algorithm, 32)
+    optimizer = PreallocatedAdam(network.parameters(), lr=1e-2, eps=1e-8)
+    low = low_precision(network, torch.bfloat16, optimizer)
+    addresses = [p.data_ptr() for p in low.parameters()]
+
+    def changes(change) -> None:
+        before = flat(low)
+        change()
+        assert is_rounded(low, network) and not torch.equal(flat(low), before)
+
+    assert is_rounded(low, network)
+    for seed in range(2):
+        changes(lambda seed=seed: update(algorithm, network, low, optimizer, n=8, seed=seed))
+    script = {"dqn": dqn, "ppo": ppo}[algorithm]
+    masks = script.make_masks(script.prunable(network), "l1", 0.5, "layer", 0)
+    changes(lambda: script.apply_masks(network, optimizer, masks))
+    assert all((low.state_dict()[name][mask == 0] == 0).all() for name, mask in masks.items())
+    changes(lambda: network.load_state_dict(NETWORKS[algorithm](6, 32).state_dict()))
+    assert [p.data_ptr() for p in low.parameters()] == addresses  # a CUDA graph reads them there
+
+
+def test_the_copy_of_a_target_network_is_renewed_by_every_sync():
+    network, target = (fold_convolutions(dqn.QNetwork(6, 32)) for _ in range(2))
+    target.requires_grad_(False)
+    low, start = low_precision(target, torch.bfloat16), flat(target)
+    assert is_rounded(low, target) and not any(p.requires_grad for p in low.parameters())
+    dqn.sync_target(target, network, tau=0.25)
+    torch.testing.assert_close(flat(target), 0.25 * flat(network) + 0.75 * start)
+    assert is_rounded(low, target) and not torch.equal(flat(target), start)
+    dqn.sync_target(target, network, tau=1.0)
+    assert torch.equal(flat(target), flat(network)) and is_rounded(low, target)
+
+
+def test_what_is_evaluated_is_a_contiguous_fp32_copy_that_shares_nothing_with_the_network():
+    network = build("dqn", 32)
+    low_precision(network, torch.bfloat16, PreallocatedAdam(network.parameters(), lr=1e-3, eps=1e-8))
+    evaluated, before = fp32_copy(network), flat(network)
+    assert torch.equal(flat(evaluated), flat(network)) and all(p.is_contiguous() for p in evaluated.parameters())
+    assert not network.conv1.weight.is_contiguous() and isinstance(evaluated.conv1, FoldedConv2d)
+    for p in evaluated.parameters():
+        p.data.zero_()
+    assert torch.equal(flat(network), before)
+
+
+def test_frames_are_scaled_to_0_to_1_channels_last_and_scaled_ones_stay_as_they_are():
+    obs = frames(2, 1)
+    x = scaled(obs, torch.float32)
+    assert torch.equal(x, obs.float() / 255) and x.is_contiguous(memory_format=torch.channels_last)
+    assert scaled(x, torch.bfloat16) is x
+
+
+# -------------------------------------------------------------------------------------------------------- Adam and graphs
+def test_a_restored_adam_goes_on_alike_and_its_tensors_stay_where_they_are():
+    one, two = build("dqn", 8), build("dqn", 8)
+    optimizers = [PreallocatedAdam(network.parameters(), lr=1e-3, eps=1e-8) for network in (one, two)]
+    for k in range(3):
+        update("dqn", one, one, optimizers[0], n=8, seed=k)
+    # tensors of the state exist before the first step and are filled in place: a CUDA graph reads them there
+    tensors = [t for state in optimizers[1].state.values() for t in state.values()]
+    assert len(tensors) == 3 * len(list(two.parameters())) and not any(t.any() for t in tensors)
+    addresses, learning_rate = [t.data_ptr() for t in tensors], optimizers[1].param_groups[0]["lr"]
+    two.load_state_dict(one.state_dict())
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    assert [t.data_ptr() for state in optimizers[1].state.values() for t in state.values()] == addresses
+    for name in ("step", "exp_avg", "exp_avg_sq"):
+        saved, restored = ([state[name] for state in optimizer.state.values()] for optimizer in optimizers)
+        assert all(map(torch.equal, saved, restored)) and all(t.any() for t in restored)
+    for k in range(3):
+        for network, optimizer in zip((one, two), optimizers, strict=True):
+            update("dqn", network, network, optimizer, n=8, seed=9 + k)
+    assert torch.equal(flat(one), flat(two))
+    assert [t.data_ptr() for state in optimizers[1].state.values() for t in state.values()] == addresses
+    assert optimizers[1].param_groups[0]["lr"] is learning_rate
+
+
+def test_on_a_cpu_a_graphed_function_is_the_function_itself(monkeypatch):
+    calls = []
+
+    @graphed(torch.device("cpu"), changes=(torch.Generator(),))
+    def function(*constants) -> int:
+        calls.append(constants)
+        return len(calls)
+
+    monkeypatch.setattr(device, "capture", None)  # nothing is captured
+    assert [function(), function(2), function(2)] == [1, 2, 3] and calls == [(), (2,), (2,)]
+    function.recapture()
+    assert function(2) == 4
+
+
+def test_an_inbox_brings_arrays_of_any_type_to_tensors_that_stay_where_they_are():
+    flags, obs, epsilon = np.array([True, False, True]), np.arange(10, dtype=np.uint8).reshape(2, 5), np.float32([0.5])
+    inbox = Inbox(torch.device("cpu"), flags=flags, obs=obs, epsilon=epsilon, places=np.array([[7, -8]]))
+    types = {"flags": torch.bool, "obs": torch.uint8, "epsilon": torch.float32, "places": torch.int64}
+    addresses = {name: inbox[name].data_ptr() for name in types}
+    assert {name: inbox[name].dtype for name in types} == types and all(a % 8 == 0 for a in addresses.values())
+    inbox.put(obs=obs + 1, epsilon=0.25)
+    assert inbox["obs"].tolist() == (obs + 1).tolist() and inbox["epsilon"].tolist() == [0.25]
+    assert inbox["flags"].tolist() == flags.tolist() and inbox["places"].tolist() == [[7, -8]]  # as they were
+    inbox.arrays["flags"][1] = True  # filled in place, then sent
+    inbox.put()
+    assert inbox["flags"].all() and {name: inbox[name].data_ptr() for name in types} == addresses
+
+
+# ---------------------------------------------------------------------------------------------------------------- machine
+def test_a_run_that_goes_on_keeps_its_precision_and_threads_unless_told_otherwise():
+    recorded = {"precision": "bf16", "num_threads": 77}
+    assert resolve(False, "auto", 0, recorded) == {"device": "cpu", "precision": "bf16", "num_threads": 77}
+    assert resolve(False, "fp32", 3, recorded) == {"device": "cpu", "precision": "fp32", "num_threads": 3}
+    assert resolve(False, "auto", 0, {})["num_threads"] == device.cores()

@@ -1,0 +1,184 @@
+"""What is compared with what: two runs are a pair only if they were one run until the cut."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import figures
+from tests.run_folders import DENSE, L1, conclude, named, row, study, text, write_run
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda *_: [])
+
+
+def folder_of(runs: Path, arm: str, seed: int = 1) -> Path:
+    (folder,) = runs.glob(f"*__{arm}__s{seed}*")
+    return folder
+
+
+def replay(folder: Path, moment: str, returns: list[float], seeds: tuple[int, ...] = (0, 1)) -> None:
+    """Other evaluation games of a moment, in eval.csv and summary.json."""
+    table = pd.read_csv(folder / "eval.csv")
+    table.loc[table.moment == moment, "return"] = returns
+    table.loc[table.moment == moment, "seed"] = seeds
+    table.to_csv(folder / "eval.csv", index=False, lineterminator="\n")
+    told = json.loads((folder / "summary.json").read_text())
+    told["eval"][moment]["mean"] = float(np.mean(returns))
+    (folder / "summary.json").write_text(json.dumps(told))
+
+
+# -------------------------------------------------------------------------------------------------------- three deceptions
+def test_an_evaluation_that_was_changed_between_a_dense_run_and_its_arm_makes_no_pair_and_the_game_is_named(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
+    replay(folder_of(runs, "l1-0.5"), "before_prune", [91.0, 300.0])  # epsilon 1.0 in evaluation, say
+    tables = conclude(runs)
+    reason = named(tables)[folder_of(runs, "l1-0.5").name]
+    assert reason.startswith("not compared: it differs from the dense run ")
+    assert reason.endswith(
+        "eval.csv, before_prune: episode 1, seed 1, return 110.0, length 500, truncated False"
+        " -> episode 1, seed 1, return 300.0, length 500, truncated False"
+    )
+    assert row(tables["changes"], "l1-0.5").pairs == 2
+
+
+def test_runs_whose_curves_part_before_the_cut_make_no_pair_and_the_line_is_named(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
+    curves = folder_of(runs, "l1-0.5", 3) / "curves.csv"
+    lines = curves.read_text().splitlines()
+    assert lines[3] == "30,charts/episodic_return,103.0"
+    lines[3] = "30,charts/episodic_return,103.00000000000001"  # another model of CPU
+    curves.write_text("\n".join(lines) + "\n")
+    tables = conclude(runs)
+    reason = named(tables)[folder_of(runs, "l1-0.5", 3).name]
+    told = "curves.csv, line 4: 30 charts/episodic_return 103.0 -> 30 charts/episodic_return 103.00000000000001"
+    assert reason.endswith(told) and row(tables["changes"], "l1-0.5").pairs == 2
+
+
+def test_an_arm_that_was_never_pruned_is_no_proof_that_pruning_costs_nothing(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": DENSE})
+    for seed in (1, 2, 3):
+        folder = folder_of(runs, "l1-0.5", seed)
+        told = json.loads((folder / "summary.json").read_text())
+        dense = json.loads((folder_of(runs, "none", seed) / "summary.json").read_text())
+        told |= {key: dense[key] for key in ("pruned", "nonzero", "sparsity", "tensors")}
+        (folder / "summary.json").write_text(json.dumps(told))
+    tables = conclude(runs)
+    assert set(named(tables).values()) == {"broken: summary.json has 0 pruned entries, where l1-0.5 removes 5,005"}
+    assert "changes" not in tables and "a loss of 10 % or more is excluded" not in text(tmp_path / "report of runs")
+    folder = folder_of(runs, "l1-0.5")  # pruned at the cut, and grown back after it
+    told["seed"], told["tensors"] = 1, {"fc1.weight": {"total": 10010, "pruned": 5005, "nonzero": 5005}}
+    (folder / "summary.json").write_text(json.dumps(told))
+    reason = named(conclude(runs))[folder.name]
+    assert reason == "broken: summary.json has 0 zeros at the end, where the cut removed 5,005"
+
+
+# --------------------------------------------------------------------------------------------------------------- the past
+def test_final_games_that_start_from_other_seeds_than_those_of_the_twin_make_no_pair(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
+    replay(folder_of(runs, "l1-0.5"), "final", [500.0, 600.0], seeds=(0, 77))
+    tables = conclude(runs)
+    assert "eval.csv, final: episode 1, seed 1 -> episode 1, seed 77" in named(tables)[folder_of(runs, "l1-0.5").name]
+
+
+def test_a_run_that_was_cut_or_ended_at_another_step_makes_no_pair(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1[:2]})
+    odd = write_run(runs, arm="l1-0.5", seed=3, steps=2400)
+    assert named(conclude(runs))[odd.name].endswith(": cut 1000 -> 1200, end 2000 -> 2400")
+
+
+def test_a_fork_has_the_past_of_its_twin_and_is_a_pair_and_so_is_a_real_one(small_run, tmp_path):
+    dense = small_run("ppo", prune_type="none")
+    fork = small_run("ppo", "fork", prune_type="l1", prune_rate=0.5, fork_from=str(dense))
+    equal = small_run("ppo", "equal", prune_type="none", fork_from=str(dense), fork_seed=1)
+    tables = conclude(dense, fork, equal, out=tmp_path / "out")
+    assert "named" not in tables and tables["runs"].paired.tolist() == [False, True, True]  # dense, A/A, l1
+    assert row(tables["returns"], "none").runs == 2 and row(tables["returns"], "A/A").runs == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("source_sha256", "b" * 64, "source_sha256 [0-9a-f]{8} -> b{8}$"),
+        ("precision", "bf16", "precision fp32 -> bf16$"),
+        ("device", "cuda", "device cpu -> cuda$"),
+        ("num_threads", 2, "num_threads 1 -> 2$"),
+        ("torch", "2.14.0", "torch 2.13.0 -> 2.14.0$"),
+        ("ale_py", "0.13.0", "ale_py 0.12.1 -> 0.13.0$"),
+        ("learning_rate", 0.5, "learning_rate 0.0001 -> 0.5$"),
+        ("prune_at", 0.25, "prune_at 0.5 -> 0.25$"),
+    ],
+)
+def test_a_run_that_its_dense_twin_differs_from_is_named_with_what_differs_and_not_paired(option, value, told, tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1[:2]})
+    odd = write_run(tmp_path / "runs", arm="l1-0.5", seed=3, **{option: value})
+    tables = conclude(tmp_path / "runs")
+    reason = named(tables)[odd.name]
+    assert reason.startswith("not compared: it differs from the dense run ") and re.search(told, reason)
+    assert row(tables["changes"], "l1-0.5").pairs == 2 and odd.name in set(tables["runs"].run)
+
+
+def test_a_pair_on_two_machines_is_compared_for_its_past_is_checked_and_both_machines_are_named(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1[:2]})
+    moved = write_run(tmp_path / "runs", arm="l1-0.5", seed=3, device_name="another CPU", numpy="2.5.0")
+    tables = conclude(tmp_path / "runs")
+    reason = named(tables)[moved.name]
+    assert reason.startswith("other machine: compared all the same with ")
+    assert reason.endswith("whose past it has: device_name a CPU -> another CPU, numpy 2.4.6 -> 2.5.0")
+    assert row(tables["changes"], "l1-0.5").pairs == 3
+
+
+# -------------------------------------------------------------------------------------------------------------------- arms
+def test_forks_are_averaged_within_their_seed_and_n_stays_the_number_of_seeds(tmp_path):
+    runs = tmp_path / "runs"
+    study(runs, {"none": [100.0, 110.0, 120.0], "none-fork1": [104.0, 106.0, 124.0]})  # 102 108 122
+    study(runs, {f"l1-0.5-fork{k}": [90.0 + k, 100.0 + k, 110.0 - 2 * k] for k in (1, 2, 3)})  # 92 102 106
+    tables = conclude(runs)
+    dense, half, equal = row(tables["returns"], "none"), row(tables["changes"], "l1-0.5"), row(tables["changes"], "A/A")
+    assert (dense.seeds, dense.runs, dense.after_cut) == (3, 6, pytest.approx(332 / 3))
+    # differences -10 -6 -16: mean -32 / 3, squares 4 / 9 + 196 / 9 + 256 / 9, deviation sqrt(456 / 9 / 2)
+    assert (half.pairs, half.runs, half.role, half.after_cut_points) == (3, 9, "declared", pytest.approx(-32 / 3))
+    spread = 4.302653 * np.sqrt(456 / 18 / 3)
+    assert half.after_cut_points_low == pytest.approx(-32 / 3 - spread, rel=1e-6)
+    assert (equal.pairs, equal.role, equal.after_cut_points) == (3, "A/A", pytest.approx((4 - 4 + 4) / 3))
+    assert tables["runs"].run.is_unique and len(tables["runs"]) == 15
+
+
+def test_a_dense_fork_with_another_past_is_no_twin(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
+    odd = write_run(runs, arm="none-fork1", seed=1, before=[1.0, 2.0], score=900.0)
+    tables = conclude(runs)
+    assert "not compared: it differs" in named(tables)[odd.name] and row(tables["returns"], "none").after_cut == 110
+
+
+def test_arms_of_another_scope_or_without_biases_are_arms_of_their_own_with_the_same_twin(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
+    study(tmp_path / "runs", {"l1-0.5": L1}, prune_scope="global", prune_bias=False)
+    table = conclude(tmp_path / "runs")["changes"]
+    assert table.arm.tolist() == ["l1-0.5", "l1-0.5 global without biases"] and table.pairs.tolist() == [3, 3]
+    assert table.role.tolist() == ["declared", "exploratory"]
+
+
+def test_a_small_dense_network_is_a_control_and_no_twin(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.8": L1})
+    study(tmp_path / "runs", {"none": [80.0, 90.0]}, hidden_size=83)
+    tables = conclude(tmp_path / "runs")
+    roles = {"none": "dense", "none, hidden_size 83": "control", "l1-0.8": "exploratory"}
+    assert dict(zip(tables["returns"].arm, tables["returns"].role, strict=True)) == roles
+    assert tables["changes"].arm.tolist() == ["l1-0.8"] and row(tables["returns"], "none").after_cut == 110
+    assert list(named(tables).values()) == ["missing: no run of seed 3; seeds 1, 2, 3 are in the study"]
+
+
+def test_a_run_that_is_there_twice_is_counted_once_and_named(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
+    copied = tmp_path / "runs" / "elsewhere"
+    write_run(copied, arm="none", seed=1, score=500.0, num_threads=4)  # the one that fewer arms can be paired with
+    tables = conclude(tmp_path / "runs")
+    assert row(tables["returns"], "none").seeds == 3 and row(tables["returns"], "none").after_cut == 110
+    ((name, reason),) = named(tables).items()
+    assert str(copied) in name and reason.startswith("counted once: none of seed 1 is there as ")
