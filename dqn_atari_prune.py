@@ -28,7 +28,7 @@ import zstandard
 from torch.nn.utils import prune
 
 from prune_utils.basics import check, exit_codes, parse_options, seeded
-from prune_utils.device import Inbox, PreallocatedAdam, cores, fold_convolutions, free_bytes, graphed, low_precision, scaled
+from prune_utils.device import Inbox, PreallocatedAdam, cores, fold_convolutions, graphed, low_precision, memory_bytes, scaled
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames, Step
 from prune_utils.run import Run, check_common
@@ -141,7 +141,7 @@ class Args:
         first = f"be at least --num-envs ({self.num_envs}) and below --total-timesteps ({self.total_timesteps})"
         check(self.num_envs <= self.learning_starts < self.total_timesteps, "learning_starts", first, self.learning_starts)
         least = max(self.batch_size, MIN_SLOTS * self.num_envs)
-        most = free_bytes(self.cuda) // TRANSITION_BYTES
+        most = memory_bytes(self.cuda) // TRANSITION_BYTES
         fits = f"hold a minibatch and {MIN_SLOTS} transitions per game ({least}), and fit into the memory here ({most})"
         check(least <= self.buffer_size <= most, "buffer_size", fits, self.buffer_size)
 

@@ -58,9 +58,9 @@ def device_name(device: str) -> str:
     return model[1] if model else platform.machine()
 
 
-def free_bytes(cuda: bool) -> int:
-    """Free memory of the GPU that a run would train on, or all memory of this machine."""
-    return torch.cuda.mem_get_info()[0] if uses_cuda(cuda) else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def memory_bytes(cuda: bool) -> int:
+    """Memory of the GPU that a run trains on, or of this machine: all of it, whatever other runs hold now."""
+    return torch.cuda.mem_get_info()[1] if uses_cuda(cuda) else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_ram_bytes(pid: int | str = "self") -> int | None:

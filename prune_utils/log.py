@@ -7,6 +7,7 @@ import secrets
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -23,8 +24,21 @@ RESENT = 2000
 class Log:
     """Curves of a run. Clocks, which never repeat, go to TensorBoard and W&B only: the bytes of curves.csv repeat."""
 
-    def __init__(self, folder: Path, config: dict, arm: dict, saved: dict | None, global_step: int, forked: bool):
-        """`saved` is the state_dict of this run, or of the dense run that it was forked from, at global_step."""
+    def __init__(
+        self,
+        folder: Path,
+        config: dict,
+        arm: dict,
+        saved: dict | None,
+        global_step: int,
+        forked: bool,
+        check_folder: Callable = lambda: None,
+    ):
+        """`saved` is the state_dict of this run, or of the dense run that it was forked from, at global_step.
+
+        `check_folder` raises where the folder is no longer this run's: TensorBoard opens its file by name for every row.
+        """
+        self.check_folder = check_folder
         self.rows = [saved["curves"] if saved else HEADER]
         self.recent_returns: deque[float] = deque(saved["recent_returns"] if saved else [], maxlen=20)
         own = {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0, "sent": 0} if saved is None or forked else saved
@@ -49,6 +63,7 @@ class Log:
 
     def __call__(self, global_step: int, metrics: dict[str, float], clocks: dict[str, float] | None = None) -> None:
         """Log metrics at an agent step."""
+        self.check_folder()
         rows = [f"{global_step},{tag},{float(value)!r}\n" for tag, value in metrics.items()]
         self.rows += rows
         self.file.writelines(rows)

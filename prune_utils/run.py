@@ -297,7 +297,7 @@ class Run:
             for index, generator in enumerate(generators):
                 generator.manual_seed(derive_seed(self.args.fork_seed, f"fork {index} of {self.args.seed}"))
         what = arm(self.algorithm, asdict(self.args))
-        self.log = Log(self.folder, self.config, what, checkpoint and checkpoint["log"], global_step, forked)
+        self.log = Log(self.folder, self.config, what, checkpoint and checkpoint["log"], global_step, forked, self.check_folder)
         self.checkpoint, self.saved_at = None, time.monotonic()
         return global_step
 
@@ -317,13 +317,18 @@ class Run:
     def save_prune_point(self, global_step: int) -> None:
         """Keep a checkpoint of this moment for forks."""
         self.save(global_step)
+        self.check_folder()
         link_or_copy(self.folder / CHECKPOINTS[0], self.folder / "prune_point.pt")
 
-    def write(self, name: str, data: bytes | memoryview, keep_previous: bool = False) -> None:
-        """Write a file of the run folder. Raises OSError where the folder is no longer that of this process."""
+    def check_folder(self) -> None:
+        """Raise OSError where the folder is no longer that of this process."""
         path = self.folder / ".lock"
         if not path.exists() or not os.path.samestat(os.fstat(self.lock_file.fileno()), path.stat()):
             raise OSError(f"{self.folder} was deleted or replaced while this run was at work in it")
+
+    def write(self, name: str, data: bytes | memoryview, keep_previous: bool = False) -> None:
+        """Write a file of the run folder."""
+        self.check_folder()
         write_atomically(self.folder / name, data, keep_previous)
 
     def checkpoint_if_due(self, global_step: int) -> None:

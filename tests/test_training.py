@@ -174,7 +174,7 @@ def test_a_run_says_what_it_does_and_ends_with_its_scores_sparsity_bytes_and_fol
 def test_the_speed_of_a_run_is_that_of_its_learning_without_the_first_lap_after_a_start_or_an_evaluation(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    log = Log(tmp_path, {"options": {"total_timesteps": 100}}, None, None, 0, forked=False)
+    log = Log(tmp_path, {"options": {"total_timesteps": 100, "track": False}}, None, None, 0, forked=False)
     # until 20 it does not learn; 20 to 30 in 1 s counts; an evaluation; 30 to 40 warms up; 40 to 60 in 4 s counts
     for seconds, step, learning in (
         (1, 10, False),
@@ -188,7 +188,10 @@ def test_the_speed_of_a_run_is_that_of_its_learning_without_the_first_lap_after_
         log.restart_clock(step) if learning is None else log.progress(step, {}, learning)
     state = log.state_dict()
     assert (state["steps"], state["seconds"]) == (10 + 20, 1 + 4)
-    again = [Log(tmp_path, {"options": {"total_timesteps": 100}}, None, state, 60, forked) for forked in (False, True)]
+    again = [
+        Log(tmp_path, {"options": {"total_timesteps": 100, "track": False}}, None, state, 60, forked)
+        for forked in (False, True)
+    ]
     assert [(each.steps, each.seconds) for each in again] == [(30, 5.0), (0, 0.0)]
     for each in (log, *again):
         each.close()
@@ -299,7 +302,7 @@ def test_memory_does_not_grow_with_the_length_of_a_run(algorithm, tmp_path):
     ]
     assert [run.wait() for run in runs] == [0, 0]
     short, long = (summary(tmp_path / str(t))["time"]["peak_ram_bytes"] for t in (1024, 6144))
-    assert long < short + 2500 * 6144  # a frame kept of each step would be 7056 bytes
+    assert long < short + 4000 * 5120  # a frame kept of each further step would be 7056 bytes
 
 
 def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():

@@ -160,7 +160,7 @@ def records(folder: Path) -> list[dict]:
     found = []
     for file in sorted(folder.glob("wandb/*run-*/*.wandb")):
         words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-        found += subprocess.run(words, capture_output=True, text=True, timeout=120).stdout.splitlines()
+        found += subprocess.run(words, capture_output=True, text=True, timeout=300).stdout.splitlines()
     return [json.loads(line) for line in found]
 
 
