@@ -151,12 +151,11 @@ def of_trend(row: dict) -> str:
 def of_noise(row: dict) -> str:
     deviation, low, high = (100 * row[f"deviation{end}"] for end in ("", "_low", "_high"))
     freedom = f"{row['df']:.0f} {'degree' if row['df'] == 1 else 'degrees'} of freedom"
-    alone = ", of equal continuations alone" if row["equals_alone"] else ""
     needed = f"{many(row['needed'])} seeds ({many(row['needed_low'])} to {many(row['needed_high'])})"
     now = "" if np.isnan(row["power"]) else f" With {row['pairs']} seeds it has {100 * row['power']:.0f} %."
     return (
-        f"Noise: the declared difference deviates by {deviation:.1f} % of dense from seed to seed "
-        f"(95 % interval {low:.1f} to {high:.1f}, {freedom}{alone}). "
+        f"Noise, from {row['source']}: the declared difference deviates by {deviation:.1f} % of dense from seed to seed "
+        f"(95 % interval {low:.1f} to {high:.1f}, {freedom}). "
         f"For 80 % power where nothing is lost, the declared test needs {needed}.{now}"
     )
 

@@ -166,7 +166,7 @@ def trend_table(study: Study) -> list[dict]:
 def noise_table(study: Study) -> list[dict]:
     """How far the difference that the declared test is of deviates between seeds, and what the test can do with that.
 
-    It is pooled over arms below the controls, in shares of the mean of each, or is that of equal continuations alone.
+    It is pooled over arms below the controls, in shares of the mean of each; a row per source.
     """
     arms = [arm for arm in study.arms if arm.kind != "A/A" and arm.kind != "small" and arm.rate < CONTROLS]
     values, of_arms, of_seeds = [], [], []
@@ -179,17 +179,16 @@ def noise_table(study: Study) -> list[dict]:
             of_seeds += [run.seed for run in returns]
     if not values:
         return []
-    *ends, df, equals_alone = paired.run_deviation(np.array(values), of_arms, of_seeds)
-    if np.isnan(ends[0]):
-        return []
-    declared = study.arm(DECLARED)
+    declared, rows = study.arm(DECLARED), []
     pairs = [(len(declared.runs[s]), len(twins)) for s, twins in declared.twins.items()] if declared else []
     own, dense = np.mean([[1 / k for k in pair] for pair in pairs or [(1, 1)]], axis=0)
-    ends = [float(np.sqrt(own + (1 - MARGIN) ** 2 * dense)) * end for end in ends]  # each side is a mean over its runs
-    row = {"study": study.label, "runs": len(values)} | interval("deviation", ends) | {"df": df, "pairs": len(pairs)}
-    row["equals_alone"] = equals_alone
-    row["power"] = float(paired.power(len(pairs), ends[0])) if len(pairs) > 1 else np.nan
-    return [row | interval("needed", map(paired.seeds_needed, ends))]
+    scale = float(np.sqrt(own + (1 - MARGIN) ** 2 * dense))  # of arm - (1 - MARGIN) * dense, each a mean over its runs
+    for source, (*ends, df) in paired.run_deviation(np.array(values), of_arms, of_seeds).items():
+        ends = [scale * float(end) for end in ends]
+        row = {"study": study.label, "source": source, "runs": len(values), "df": df, "pairs": len(pairs)}
+        row["power"] = float(paired.power(len(pairs), ends[0])) if len(pairs) > 1 else np.nan
+        rows.append(row | interval("deviation", ends) | interval("needed", map(paired.seeds_needed, ends)))
+    return rows
 
 
 def aggregate_table(studies: list[Study]) -> list[dict]:

@@ -37,10 +37,10 @@ return, final network, shock and single bins are not corrected: each is one inte
 several games, each seed has the interquartile mean over its games, and seeds are the sample: masks and initial weights of a
 seed are the same in every game. `python -m checks.simulate_studies` measures how often these intervals cover the truth.
 
-Noise. The declared difference is arm - {1 - MARGIN:g} x dense of a seed. Its deviation comes from what remains of each run
-after an effect of its arm and of its seed, in per cent of the arm's mean, pooled over arms. Equal continuations (A/A, forks)
-stand in where there are no several arms in several seeds; they may deviate less, since they do not show how seeds differ in
-what a cut does to them. From the deviation come the power of the declared test and the seeds that it needs.
+Noise. The declared difference is arm - {1 - MARGIN:g} x dense of a seed. Its deviation is estimated from what remains of arms
+by seeds after an effect of each arm and of each seed, in per cent of the arm's mean, pooled over arms. A second estimate is
+from equal continuations (A/A, forks). They may deviate less, since they do not show how seeds differ in what a cut does to
+them. From a deviation come the power of the declared test and the seeds that it needs.
 
 No skill. Uniform random play and every action held all the time (epsilon 0.01), whole games. An evaluation whose commonest
 action has a share of {100 * HELD:g} % or more is called a held action. Distinct games differ in return or length. Points per
@@ -69,10 +69,8 @@ CAPTIONS = {
     "speed": "Speed by arm, on the machines named above: mean and, of several seeds, 95 % interval, dots. Forks from the cut.",
 }
 """of the figures below the first screen, by the beginning of their names, in their order on the page"""
-HEADLINE = (
-    "{label}: training return in tenths of the steps before and after the cut, and its change against dense (with several "
-)
-HEADLINE += "seeds: band, 95 % interval per tenth). A/A: continuations of one dense run, against each other."
+HEADLINE = "{label}: training return in tenths of the steps before and after the cut, and its change against dense. "
+HEADLINE += "Band: 95 % interval, from two seeds on. A/A: equal continuations."
 IN_FILES_ONLY = ("named", "bins")
 STYLE = """
 body{font:16px/1.45 system-ui,sans-serif;color:#111;max-width:1120px;margin:1em auto;padding:0 1em}

@@ -69,12 +69,12 @@ def over_games(changes: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, n
 
 
 # ------------------------------------------------------------------------------------------------------- noise and power
-def run_deviation(values: np.ndarray, arms: list, seeds: list) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, bool]:
-    """Standard deviation of one run around its arm and seed, its 95 % interval, degrees of freedom, and if of equals alone.
+def run_deviation(values: np.ndarray, arms: list, seeds: list) -> dict[str, tuple]:
+    """Standard deviation of one run around its arm and seed, the ends of its 95 % interval, and its degrees of freedom.
 
-    values (..., runs) are explained by an effect of each run's arm plus one of its seed. What that leaves of the means of
-    arms by seeds is pooled over all arms. Equal continuations (forks, A/A) are used only where there are no several arms in
-    several seeds: they do not show how seeds differ in what an arm does to them.
+    It is estimated twice, where there is something to estimate it from: from what an effect of each arm plus one of each seed
+    leaves of the means of arms by seeds, and from equal continuations (forks, A/A), which do not show how seeds differ in what
+    an arm does to them. values is (..., runs).
     """
     values = np.asarray(values, float)
     cells = [f"{arm} {seed}" for arm, seed in zip(arms, seeds, strict=True)]
@@ -85,13 +85,14 @@ def run_deviation(values: np.ndarray, arms: list, seeds: list) -> tuple[np.ndarr
         projection = design @ np.linalg.pinv(design)
         return ((values - values @ projection.T) ** 2).sum(-1), len(design) - int(np.linalg.matrix_rank(design))
 
-    (squares, df), (of_equals, df_equals) = left(np.hstack([arm, seed])), left(cell)
-    equals_alone = df == df_equals
-    if not equals_alone:
-        squares, df = squares - of_equals, df - df_equals
-    square = np.where(squares > 1e-18, squares / max(df, 1), np.nan)
-    low, high = (np.sqrt(square * df / stats.chi2.ppf(p, max(df, 1))) for p in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
-    return np.sqrt(square), low, high, df, equals_alone
+    (of_all, df_all), (of_equals, df_equals) = left(np.hstack([arm, seed])), left(cell)
+    sources = {"arms by seeds": (of_all - of_equals, df_all - df_equals), "equal continuations": (of_equals, df_equals)}
+    deviations = {}
+    for source, (squares, df) in sources.items():
+        if df and np.all(squares > 1e-18):
+            ends = (np.sqrt(squares / stats.chi2.ppf(p, df)) for p in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
+            deviations[source] = (np.sqrt(squares / df), *ends, df)
+    return deviations
 
 
 def power(seeds, deviation, loss: float = 0.0) -> np.ndarray:

@@ -12,8 +12,8 @@ First table: shares of the studies whose 95 % interval covers the truth, and sha
 
     mean, difference, change   an arm's mean, its paired difference in points and in per cent of dense (the loss is 10 %)
     simultaneous               all exploratory arms and trends of a study at once
-    deviation                  how far the difference that the declared test is of deviates between seeds, pooled over arms;
-                               the seeds needed are computed from its ends
+    deviation, equals          how far the difference that the declared test is of deviates between seeds, from arms by seeds
+                               and from equal continuations; the seeds needed are computed from their ends
     games_0, games_50          the mean over seeds of the interquartile mean over four games, which are correlated so much
                                within a seed, in per cent
     one_network                the mean return of one network over 10 games, and 100 of no skill (table of its own)
@@ -125,13 +125,13 @@ def coverage(
 
     values = [arm / arm.mean((1, 2), keepdims=True) for arm in arms]
     names = [(arm, s) for arm, of_arm in enumerate(arms) for s in range(seeds) for _ in range(of_arm.shape[-1])]
-    _, low, high, *_ = paired.run_deviation(
-        np.concatenate([v.reshape(studies, -1) for v in values], 1), *zip(*names, strict=True)
-    )
+    deviations = paired.run_deviation(np.concatenate([v.reshape(studies, -1) for v in values], 1), *zip(*names, strict=True))
     own, k = OWN[algorithm][quantity], forks or 1  # runs of an arm; one more of dense
     of_runs, of_arms = 1 / k + (1 - MARGIN) ** 2 / (k + 1), 1 + (1 - MARGIN) ** 2  # of arm - (1 - MARGIN) * dense
     truth = np.sqrt(of_runs * own**2 + of_arms * interaction**2)
-    row["deviation"] = share((np.sqrt(of_runs) * low <= truth) & (truth <= np.sqrt(of_runs) * high))
+    for column, source in (("deviation", "arms by seeds"), ("equals", "equal continuations")):
+        _, low, high, _ = deviations[source]
+        row[column] = share((np.sqrt(of_runs) * low <= truth) & (truth <= np.sqrt(of_runs) * high))
     for correlation in (0.0, 0.5):
         shared, own = (rng.normal(0, OWN[algorithm][quantity], (studies, games, seeds)) for games in (1, 4))
         changes = -MARGIN + np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own

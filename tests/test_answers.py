@@ -141,15 +141,13 @@ def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_re
 
 
 def test_the_noise_says_how_many_seeds_the_declared_test_needs(tmp_path):
-    # arms by seeds leave 102 / 6 etc.; by hand in tests/test_paired.py
     sentences = said(tmp_path, {"none": DENSE, "l1-0.5": L1, "random-0.5": [70.0, 90.0, 95.0]})
-    told = r"Noise: the declared difference deviates by [\d.]+ % of dense from seed to seed \(95 % interval [\d.]+ to [\d.]+, "
-    told += (
-        r"4 degrees of freedom\)\. For 80 % power where nothing is lost, the declared test needs \d+ seeds \(\d+ to \d+\)\. "
-    )
+    told = r"Noise, from arms by seeds: the declared difference deviates by [\d.]+ % of dense from seed to seed "
+    told += r"\(95 % interval [\d.]+ to [\d.]+, 4 degrees of freedom\)\. "
+    told += r"For 80 % power where nothing is lost, the declared test needs \d+ seeds \(\d+ to \d+\)\. "
     assert re.search(told + r"With 3 seeds it has \d+ %\.", sentences)
     one = said(tmp_path / "one", {"none": [100.0], "none-fork1": [104.0], "l1-0.5": [90.0]})
-    assert "1 degree of freedom, of equal continuations alone). " in one
+    assert "Noise, from equal continuations: " in one and "1 degree of freedom). " in one
 
 
 def test_what_the_runs_computed_in_and_on_is_told_with_the_seeds_where_it_differs(tmp_path):

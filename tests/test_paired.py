@@ -59,20 +59,22 @@ def test_the_deviation_of_a_run_is_what_an_effect_of_its_arm_and_one_of_its_seed
     # rows 1 2 6, 3 2 4: means of arms 3 3, of seeds 2 2 5, of all 3: left 0 1 ... = value - arm - seed + all
     #   1-3-2+3 = -1, 2-3-2+3 = 0, 6-3-5+3 = 1, and 1 0 -1: squares 4, 2 degrees of freedom
     arms, seeds = ["a"] * 3 + ["b"] * 3, [1, 2, 3] * 2
-    deviation, low, high, df, alone = paired.run_deviation([1.0, 2.0, 6.0, 3.0, 2.0, 4.0], arms, seeds)
-    assert (deviation, df, alone) == (pytest.approx(np.sqrt(2)), 2, False)
+    ((source, (deviation, low, high, df)),) = paired.run_deviation([1.0, 2.0, 6.0, 3.0, 2.0, 4.0], arms, seeds).items()
+    assert (source, deviation, df) == ("arms by seeds", pytest.approx(np.sqrt(2)), 2)
     # chi2(2) has -2 ln p: at 97.5 % 7.377759, at 2.5 % 0.050636
     assert (low, high) == (pytest.approx(np.sqrt(4 / 7.377759)), pytest.approx(np.sqrt(4 / 0.050636), rel=1e-5))
-    # equal continuations beside them (9 and 3 where 6 was: their mean is 6) change nothing
-    again = paired.run_deviation([1.0, 2.0, 9.0, 3.0, 3.0, 2.0, 4.0], ["a"] * 4 + ["b"] * 3, [1, 2, 3, 3, 1, 2, 3])
-    assert again[3:] == (2, False) and again[0] != deviation  # but for the weight of their cell
+    # the same twice: means and their deviation are as before, and each counts for two runs
+    twice = paired.run_deviation([1.0, 2.0, 6.0, 3.0, 2.0, 4.0] * 2, arms * 2, seeds * 2)
+    assert twice.keys() == {"arms by seeds"} and twice["arms by seeds"][0] == pytest.approx(np.sqrt(2 * 2))
 
 
-def test_equal_continuations_tell_the_deviation_where_there_are_no_several_arms_in_several_seeds():
+def test_equal_continuations_tell_the_deviation_too_and_alone_where_there_are_no_several_arms_in_several_seeds():
     # 1 3 around 2, 10 16 around 13, and one run of another arm: 1 + 1 + 9 + 9, 2 degrees of freedom
-    deviation, _, _, df, alone = paired.run_deviation([1.0, 3.0, 10.0, 16.0, 7.0], ["a"] * 4 + ["b"], [1, 1, 2, 2, 1])
-    assert (deviation, df, alone) == (pytest.approx(np.sqrt(10)), 2, True)
-    assert np.isnan(paired.run_deviation([1.0, 2.0], ["a", "b"], [1, 1])[0])
+    (found,) = paired.run_deviation([1.0, 3.0, 10.0, 16.0, 7.0], ["a"] * 4 + ["b"], [1, 1, 2, 2, 1]).items()
+    assert (found[0], found[1][0], found[1][3]) == ("equal continuations", pytest.approx(np.sqrt(10)), 2)
+    both = paired.run_deviation([1.0, 3.0, 10.0, 16.0, 7.0, 9.0], ["a"] * 4 + ["b"] * 2, [1, 1, 2, 2, 1, 2])
+    assert both.keys() == {"arms by seeds", "equal continuations"} and both["arms by seeds"][3] == 1
+    assert paired.run_deviation([1.0, 2.0], ["a", "b"], [1, 1]) == {}
 
 
 def test_the_power_of_the_declared_test_is_that_of_a_one_sided_test_and_grows_with_seeds():
@@ -143,7 +145,7 @@ def test_recovery_is_unknown_with_fewer_games_than_a_window_before_or_after_the_
 @pytest.mark.parametrize("algorithm", OWN)
 def test_intervals_cover_the_truth_and_false_statements_are_as_rare_as_promised(algorithm, seeds, forks):
     found = coverage(algorithm, "return after the cut", seeds, forks, studies=4000)
-    for interval in ("mean", "difference", "change", "simultaneous", "deviation", "games_0", "games_50"):
+    for interval in ("mean", "difference", "change", "simultaneous", "deviation", "equals", "games_0", "games_50"):
         assert 0.93 < found[interval] < 0.97, interval  # standard error 0.0034
     assert found["false_yes"] < 0.035 and found["false_no"] < 0.035 and found["false_alarm"] < 0.06
 
