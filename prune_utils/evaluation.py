@@ -1,6 +1,7 @@
 """Whole games of a network: playing, statistics, multiply-adds, video."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,22 @@ Policy = Callable[[torch.Tensor], torch.Tensor]
 """observations (n, 4, 84, 84) uint8 to actions (n,)"""
 ENVIRONMENTS = 10
 """games of an evaluation played at once"""
+
+
+class Counted:
+    """A policy that counts its actions, those of environments that play on unseen included."""
+
+    def __init__(self, policy: Policy):
+        self.policy, self.counts = policy, Counter()
+
+    def __call__(self, obs: torch.Tensor) -> torch.Tensor:
+        actions = self.policy(obs)
+        self.counts.update(actions.tolist())
+        return actions
+
+    def commonest_share(self) -> float:
+        """Share of its commonest action; a network that holds one action has a share of nearly 1."""
+        return max(self.counts.values()) / self.counts.total()
 
 
 @torch.no_grad()

@@ -46,7 +46,9 @@ class Log:
         self.started = self.last_line = time.monotonic()
         self.file = open(folder / "curves.csv", "w")
         self.file.write(self.rows[0])
-        self.tensorboard = SummaryWriter(str(folder), purge_step=global_step + 1 if saved and not forked else None)
+        # a fork that was killed before its first checkpoint sends its parent's rows again: hide those of the first time
+        purge_step = None if saved is None else 0 if forked else global_step + 1
+        self.tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
         self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
         self.sent = own["sent"] if (folder / "wandb_id").exists() else 0  # rows that earlier processes gave to this W&B run
         self.wandb = start_wandb(folder, config, arm) if config["options"]["track"] else None
@@ -123,7 +125,9 @@ class Log:
             try:
                 finish_wandb(self.wandb, summary or {}, games or [], files or [])
             except Exception as error:  # whatever an answer makes the client say: the run folder has everything
-                say(f"W&B could not be finished ({type(error).__name__}: {error})", error=True)
+                reason = " ".join(str(error).split())  # on one line
+                again = f"wandb sync --no-skip-online {Path(self.wandb.dir).parent} uploads the run"
+                say(f"W&B could not be finished ({type(error).__name__}: {reason}); {again}", error=True)
 
 
 def init_wandb(**options):

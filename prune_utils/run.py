@@ -176,6 +176,7 @@ class Run:
         self.folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
         self.parent = Path(args.fork_from) if args.fork_from else None
         self.finished, self.cut_done, self.evaluations, self.handlers = False, False, [], {}
+        self.commonest_actions: dict[str, float] = {}  # share of each evaluation's commonest action
         self.signal: signal.Signals | None = None
         self.saved: tuple[int, bool] | None = None  # step of the last checkpoint, and whether it is after the cut
 
@@ -287,6 +288,7 @@ class Run:
             for name, part in self.parts.items():
                 restore(part, checkpoint["parts"][name], self.device)
             self.cut_done, self.evaluations = checkpoint["cut_done"], checkpoint["evaluations"]
+            self.commonest_actions = checkpoint.get("commonest_actions", {})
             self.saved, self.first_step = (global_step, self.cut_done), global_step if forked else checkpoint["first_step"]
             how = f"forked from {self.parent}" if forked else "resumed"
             say(f"{self.folder}: {how} at step {global_step:,} of {self.args.total_timesteps:,}")
@@ -308,6 +310,7 @@ class Run:
             return
         state = self.config | {"format": FORMAT, "global_step": global_step, "first_step": self.first_step}
         state |= {"cut_done": self.cut_done, "evaluations": self.evaluations, "log": self.log.state_dict()}
+        state |= {"commonest_actions": self.commonest_actions}
         state |= {"parts": {name: state_of(part) for name, part in self.parts.items()}}
         data = io.BytesIO()  # torch.save to a full disk says something else than that it is full
         torch.save(state, data)
@@ -347,8 +350,9 @@ class Run:
             self.save(global_step)  # an evaluation takes minutes, and a signal ends it at once
         say(f"step {global_step:,}: playing {episodes} evaluation games {MOMENTS[moment]}")
         seed = self.seed(moment)  # the same in every arm
-        policy = make_policy(device.fp32_copy(network), seed)
+        policy = evaluation.Counted(make_policy(device.fp32_copy(network), seed))
         games = evaluation.play(policy, self.args.env_id, episodes, seed, self.num_threads, self.stop_if_asked)
+        self.commonest_actions[moment] = policy.commonest_share()
         self.evaluations += [{"moment": moment, "global_step": global_step, **game} for game in games]
         file = io.StringIO()
         writer = csv.DictWriter(file, self.evaluations[0], lineterminator="\n")
@@ -463,7 +467,9 @@ class Run:
             "tensors": counts,
             "resident_bytes": sum(t.numel() * t.element_size() for t in weights.values()),
             "disk": storage.storage_bytes(weights),
-            "eval": {moment: evaluation.statistics(games) for moment, games in returns.items()},
-            "disk_break_even_rate": storage.break_even(weights),
+            "eval": {
+                moment: evaluation.statistics(games) | {"commonest_action_share": self.commonest_actions.get(moment)}
+                for moment, games in returns.items()
+            },
             "multiply_adds": evaluation.multiply_adds(network),
         }

@@ -72,6 +72,12 @@ def test_an_evaluation_can_be_ended_at_each_of_its_steps():
     assert len(steps) == 7
 
 
+def test_the_share_of_the_commonest_action_is_counted_over_all_environments_and_steps():
+    policy = evaluation.Counted(lambda obs: obs)
+    assert [policy(torch.tensor(actions)).tolist() for actions in ([0, 3, 3], [3, 1, 0])] == [[0, 3, 3], [3, 1, 0]]
+    assert policy.commonest_share() == 0.5
+
+
 def test_statistics_are_the_mean_the_deviation_and_a_t_interval_by_hand():
     # mean 2.5; squares 2.25 + .25 + .25 + 2.25 = 5, / 3, root 1.29099; t(3, 97.5 %) = 3.18245; 3.18245 * 1.29099 / 2 = 2.05426
     score = evaluation.statistics([1.0, 2.0, 3.0, 4.0])

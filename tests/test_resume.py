@@ -230,6 +230,25 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bits_with_no_gap_in_its_
     assert sorted(point for point in shown if point[1] not in began) == sorted(p for p in curves if p[1] not in began)
 
 
+def test_a_fork_killed_before_its_first_checkpoint_shows_its_parents_rows_once_on_tensorboard(small_run, tmp_path, monkeypatch):
+    options = {"fork_from": str(small_run("ppo", "short", **SHORT["ppo"], prune_type="none")), "prune_rate": 0.5}
+    args = SCRIPTS["ppo"].Args(**(SHORT["ppo"] | options | {"runs_dir": str(tmp_path), "run_name": "fork"}))
+
+    def killed(run: Run, global_step: int):
+        monkeypatch.undo()
+        run.log.state_dict()  # writes what is in memory
+        run.leave()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "checkpoint_if_due", killed)
+    with pytest.raises(KeyboardInterrupt):
+        SCRIPTS["ppo"].train(args)
+    folder = SCRIPTS["ppo"].train(args)
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    shown = [(tag, e.step) for tag in events.Tags()["scalars"] if tag != "charts/SPS" for e in events.Scalars(tag)]
+    assert sorted(shown) == sorted((row["tag"], int(row["global_step"])) for row in rows(folder / "curves.csv"))
+
+
 @both
 def test_a_signal_in_an_evaluation_ends_it_at_its_next_step_and_says_where_the_run_resumes(
     small_run, algorithm, tmp_path, monkeypatch, main, capsys
