@@ -100,14 +100,14 @@ def halves(t: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 FORMATS = {
-    "dense": (lambda t: t, lambda shape, n, nonzero: 4 * n),
-    "coo": (lambda t: t.to_sparse().coalesce(), lambda shape, n, nonzero: (8 * len(shape) + 4) * nonzero),
-    "csr_int64": (lambda t: csr(t, torch.int64), lambda shape, n, nonzero: 8 * (shape[0] + 1) + (8 + 4) * nonzero),
-    "csr_int32": (lambda t: csr(t, torch.int32), lambda shape, n, nonzero: 4 * (shape[0] + 1) + (4 + 4) * nonzero),
-    "bitmask": (bitmask, lambda shape, n, nonzero: n / 8 + 4 * nonzero),
-    "bitmask_fp16_lossy": (halves, lambda shape, n, nonzero: n / 8 + 2 * nonzero),
+    "dense": lambda t: t,
+    "coo": lambda t: t.to_sparse().coalesce(),
+    "csr_int64": lambda t: csr(t, torch.int64),
+    "csr_int32": lambda t: csr(t, torch.int32),
+    "bitmask": bitmask,
+    "bitmask_fp16_lossy": halves,
 }
-"""what torch.save gets of a tensor, and the bytes of its data: n entries in this shape; vectors (biases) stay dense"""
+"""what torch.save gets of a matrix or a kernel; vectors (biases) stay dense"""
 
 
 def saved(weights: Weights, convert) -> bytes:
@@ -120,20 +120,6 @@ def saved(weights: Weights, convert) -> bytes:
 
 def storage_bytes(weights: Weights) -> dict[str, int]:
     """Bytes of these weights in each format: of real files, written to memory."""
-    files = {name: saved(weights, convert) for name, (convert, _) in FORMATS.items()}
+    files = {name: saved(weights, convert) for name, convert in FORMATS.items()}
     files |= {"zlib_of_dense": zlib.compress(files["dense"]), "zstd_of_dense": zstandard.compress(files["dense"])}
     return {name: len(file) for name, file in files.items()} | {"packed": len(pack(weights))}
-
-
-def formula_bytes(weights: Weights, name: str, rate: float | None = None) -> float:
-    """Bytes of the data in a format: with the zeros that there are, or with this share of every tensor zero."""
-    _, formula = FORMATS[name]
-    nonzero = {key: t.numel() * (1 - rate) if rate is not None else int(t.count_nonzero()) for key, t in weights.items()}
-    return sum(formula(t.shape, t.numel(), nonzero[key]) if t.dim() > 1 else 4 * t.numel() for key, t in weights.items())
-
-
-def break_even(weights: Weights) -> dict[str, float]:
-    """The rate, the same in every tensor, from which on each format is smaller than dense; its bytes are linear in the rate."""
-    dense = formula_bytes(weights, "dense")
-    ends = {name: (formula_bytes(weights, name, 0.0), formula_bytes(weights, name, 1.0)) for name in FORMATS if name != "dense"}
-    return {name: max(0.0, (full - dense) / (full - empty)) for name, (full, empty) in ends.items()}
