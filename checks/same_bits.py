@@ -127,10 +127,18 @@ class Args:
     """train the old runs into --keep and compare nothing"""
 
 
-def last_step(curves: Path) -> int:
-    """Agent steps of the last whole row of a curves.csv that is being written."""
-    rows = curves.read_text().splitlines()[1:-1] if curves.exists() else []
-    return int(rows[-1].split(",")[0]) if rows else 0
+def saved_step(folder: Path) -> int:
+    """Agent steps of the last checkpoint of a run that is being trained."""
+    try:
+        return torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)["global_step"]
+    except FileNotFoundError:  # none yet, or it is just being replaced
+        return 0
+
+
+def resumed_steps(log: Path) -> list[int]:
+    """The steps at which the processes that wrote this log resumed or forked."""
+    found = re.findall(r"(?:resumed|goes on|forked from \S+) at step ([\d,]+)", log.read_text())
+    return [int(step.replace(",", "")) for step in found]
 
 
 def train(checkout: Path, case: Case, runs: Path, kills: int = 0) -> list[int]:
@@ -148,17 +156,18 @@ def train(checkout: Path, case: Case, runs: Path, kills: int = 0) -> list[int]:
     first = total // 2 if case.parent else 0  # of a fork: its parent's cut
     moments = [first + (total - first) * kill // (kills + 1) for kill in range(1, kills + 1)]
     with open(log, "w") as output:
-        for moment in [*moments, None]:
+        for life, moment in enumerate([*moments, None]):
             process = subprocess.Popen(words, cwd=checkout, env=environment, stdout=output, stderr=subprocess.STDOUT)
-            while moment is not None and process.poll() is None and last_step(folder / "curves.csv") < moment:
+            resumes = life + bool(case.parent)  # lines in the log that say so, once this process has resumed
+            while moment is not None and process.poll() is None:
+                if len(resumed_steps(log)) == resumes and saved_step(folder) >= moment:
+                    process.kill()
+                    break
                 time.sleep(0.02)
-            if moment is not None:
-                process.kill()
             code = process.wait()
             if code != (0 if moment is None else -9):
                 raise SystemExit(f"exit code {code} of {' '.join(words)}\n{log.read_text()[-2000:]}")
-    resumed = re.findall(r"(?:resumed|goes on|forked from \S+) at step ([\d,]+)", log.read_text())
-    return [*([] if case.parent else [0]), *(int(step.replace(",", "")) for step in resumed)]
+    return [*([] if case.parent else [0]), *resumed_steps(log)]
 
 
 def find(name: str) -> Case:
@@ -215,28 +224,31 @@ def main(args: Args) -> None:
             raise SystemExit(f"error: --{option} must be a checkout of this project, got {checkout}")
     chosen = [case for case in cases() if not args.only or any(part in case.name for part in args.only)]
     chosen = [case for case in cases() if case in chosen or case.name in [other.parent for other in chosen]]
+    if args.prepare and not args.keep:
+        raise SystemExit("error: --prepare must come with --keep, which keeps what it trains")
     words = ["git", "-C", str(args.old), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(words, capture_output=True, text=True).stdout.strip() or "old"
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as scratch:
-        old_runs, new_runs = Path(scratch).resolve() / commit, Path(scratch).resolve() / "new"
-        shutil.rmtree(new_runs, ignore_errors=True)
+        old_runs = Path(scratch).resolve() / commit
         old_runs.mkdir(parents=True, exist_ok=True)
-        new_runs.mkdir()
+        new_runs = Path(tempfile.mkdtemp(prefix="new-", dir=old_runs.parent))  # comparisons side by side share the old runs
         rows = []
         with ThreadPoolExecutor(args.jobs) as threads:
             for forks in (False, True):  # the parents come first
                 group = [case for case in chosen if bool(case.parent) == forks]
                 rows += threads.map(lambda case: run_case(case, args, old_runs, new_runs), group)
-    if not args.prepare:
-        print(f"Every case has `{SMALL}`; DQN `{SIZE['dqn']}`; PPO `{SIZE['ppo']}`. The last of two equal options counts.\n")
-        print("| case | options | model.pt | eval.csv | curves.csv |\n|---|---|---|---|---|")
-        for case, began, cells in rows:
-            options = f"`{case.options}`" + (f", forked from {case.parent}" if case.parent else "")
-            options += f", killed {case.kills} times, processes began at {', '.join(map(str, began))}" if case.kills else ""
-            print(f"| {case.name} | {options} | {' | '.join(cells)} |")
-    differing = [case.name for case, _, cells in rows if set(cells) - {"same", "trained"}]
-    print(f"\n{len(rows)} cases, " + (f"different: {', '.join(differing)}" if differing else "no difference"))
-    sys.exit(bool(differing))
+    failed = [case.name for case, _, cells in rows if set(cells) - {"same", "trained"}]
+    if args.prepare:
+        print(f"{len(rows) - len(failed)} of {len(rows)} old runs are trained; nothing was compared")
+        sys.exit(bool(failed))
+    print(f"Every case has `{SMALL}`; DQN `{SIZE['dqn']}`; PPO `{SIZE['ppo']}`. The last of two equal options counts.\n")
+    print("| case | options | model.pt | eval.csv | curves.csv |\n|---|---|---|---|---|")
+    for case, began, cells in rows:
+        options = f"`{case.options}`" + (f", forked from {case.parent}" if case.parent else "")
+        options += f", killed {case.kills} times, processes began at {', '.join(map(str, began))}" if case.kills else ""
+        print(f"| {case.name} | {options} | {' | '.join(cells)} |")
+    print(f"\n{len(rows)} cases compared, " + (f"different: {', '.join(failed)}" if failed else "no difference"))
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ here, words = pathlib.Path.cwd(), " ".join(sys.argv)
 option = lambda name: re.findall(f"--{name}=(\\S+)", words)[-1]
 folder, total = pathlib.Path(option("runs-dir")) / option("run-name"), int(option("total-timesteps"))
 folder.mkdir(exist_ok=True)
-saved, step = folder / "saved", 0
+saved, step = folder / "checkpoint.pt", 0
 if saved.exists():
     step = int(saved.read_text())
     print(f"{folder}: resumed at step {step:,} of {total:,}")
@@ -70,7 +70,11 @@ def test_each_check_explains_itself_and_its_options(monkeypatch, capsys, name):
     assert end.value.code in (0, None) and f"python -m checks.{name}" in text
 
 
-def test_runs_that_are_killed_and_forked_end_in_the_bits_of_those_that_were_not(tmp_path, capsys):
+def test_runs_that_are_killed_and_forked_end_in_the_bits_of_those_that_were_not(tmp_path, capsys, monkeypatch):
+    def saved_step(folder: Path) -> int:
+        return int((folder / "checkpoint.pt").read_text()) if (folder / "checkpoint.pt").exists() else 0
+
+    monkeypatch.setattr(same_bits, "saved_step", saved_step)
     weights = {"conv1.weight": torch.zeros(2)}
     old, new = checkout(tmp_path / "old", weights), checkout(tmp_path / "new", weights)
     options = {"old": old, "new": new, "only": ("dqn killed",), "keep": tmp_path / "runs"}
@@ -104,6 +108,16 @@ def test_a_bit_a_type_a_shape_a_name_or_a_line_that_differs_is_named(tmp_path, c
     old = checkout(tmp_path / "old", {"a": torch.zeros(2), "b": torch.zeros(2)}, "1\n2\n")
     new = checkout(tmp_path / "new", weights, games)
     assert compare(capsys, old=old, new=new, only=("dqn none",)) == (1, [["dqn none", "`--prune-type=none`", *cells, "same"]])
+
+
+def test_old_runs_that_are_only_trained_are_not_called_compared(tmp_path, capsys):
+    old = checkout(tmp_path / "old", {"a": torch.zeros(2)})
+    with pytest.raises(SystemExit) as end:
+        same_bits.main(same_bits.Args(old=old, only=("dqn none",), keep=tmp_path / "runs", prepare=True))
+    output = capsys.readouterr().out
+    assert end.value.code == 0 and "nothing was compared" in output and "no difference" not in output
+    with pytest.raises(SystemExit, match="--prepare must come with --keep"):
+        same_bits.main(same_bits.Args(old=old, prepare=True))
 
 
 def test_a_case_that_fails_is_a_difference_and_its_last_lines_are_shown(tmp_path, capsys):
