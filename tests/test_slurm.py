@@ -32,7 +32,7 @@ def run(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
-def wait(until, seconds: float = 240) -> None:
+def wait(until, seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline, run("squeue") + run("scontrol", "show", "job")
