@@ -1,11 +1,11 @@
-"""Train DQN on an Atari game, prune the network once in the middle of training, train on, and log what it cost and gained.
+"""Train DQN on an Atari game, prune the network once in the middle of training, train on, and log the costs and the savings.
 
-Algorithm: Mnih et al. 2015 (https://www.nature.com/articles/nature14236), with the hyperparameters and the loss of CleanRL's
-dqn_atari.py.
+Algorithm: Mnih et al. 2015 (https://www.nature.com/articles/nature14236), with the loss and hyperparameters of CleanRL's
+dqn_atari.py, except num_envs and total_timesteps.
 
-The cut: one-shot magnitude (`l1`) or random unstructured pruning of every convolution and linear layer, between the two
-steps at which global_step reaches `--prune-at` of the training. Pruned entries stay exactly zero. An arm is one pruning
-setting; all arms of a seed are the same run until the cut.
+The cut: one-shot pruning by magnitude (`l1`) or at random, as soon as global_step reaches the share `--prune-at` of the
+training: of single entries of every layer, which stay exactly zero, or (`-structured`) of whole channels and hidden units,
+which leaves a smaller network. An arm is one pruning setting; all arms of a seed are the same run until the cut.
 
     python dqn_atari_prune.py --env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --seed 1
 
@@ -32,6 +32,7 @@ from prune_utils.device import Inbox, PreallocatedAdam, cores, fold_convolutions
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames, Step
 from prune_utils.run import Run, check_common
+from prune_utils.shrink import KeptUnits, hidden_layers, remove_units
 
 ALGORITHM = "dqn"
 
@@ -40,11 +41,11 @@ ALGORITHM = "dqn"
 @dataclass
 class Args:
     exp_name: str = Path(__file__).stem
-    """name of the experiment: the part of the default run name that says which script ran"""
+    """name of the script, as the default run name has it"""
     seed: int = 1
     """seed of everything random in the run, at least 0"""
     torch_deterministic: bool = True
-    """only deterministic algorithms of cuDNN"""
+    """use only deterministic cuDNN algorithms"""
     cuda: bool = True
     """use the GPU where there is one"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -56,7 +57,7 @@ class Args:
     wandb_project_name: str = "atari-prune"
     """the W&B project"""
     wandb_entity: str | None = None
-    """the W&B team or user; None is the default one of the account"""
+    """the W&B team or user; None is the account's default"""
     capture_video: bool = False
     """record one game of the final network as an mp4 in the run folder"""
     save_model: bool = True
@@ -70,28 +71,31 @@ class Args:
     checkpoint_minutes: float = 10.0
     """wall-clock minutes between checkpoints, at least 0; 0 for none; never changes a result"""
     fork_from: str | None = None
-    """run folder of a dense run: start from its prune point; only the pruning options and fork_seed may differ from it"""
+    """run folder of a --prune-type none run: start from its checkpoint at the cut; only pruning and fork_seed may differ"""
     fork_seed: int | None = None
-    """with --fork-from, new random numbers from there on; with --prune-type none the control that differs in nothing else"""
+    """with --fork-from, new random numbers from the cut on; with --prune-type none too, that is the A/A control"""
     until_cut: bool = False
-    """end a dense run at its cut, with its prune point kept for forks; the same command without it trains on"""
+    """stop a dense run at its cut, keeping its prune point for forks; the same command without it trains on"""
 
     env_id: str = "SpaceInvadersNoFrameskip-v4"
-    """Gymnasium id of an Atari game; actions stick only if the id says so"""
+    """Gymnasium id of an Atari game; sticky actions only if the id has them"""
     eval_episodes: int = 10
-    """whole games played before the cut, after it and at the end; 0 for none"""
-    prune_type: Literal["none", "random", "l1"] = "l1"
-    """which entries to remove: none, random ones, or the smallest in magnitude"""
+    """whole games played each time: before the cut, right after it and at the end; 0 for none"""
+    prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
+    """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
-    """share of entries to remove, in [0, 1): exactly round(rate * n) of each tensor, or of all together in scope global"""
+    """share to remove, in [0, 1): exactly round(rate * n) entries of each tensor (of all together in scope global), or units
+    of each hidden layer"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_scope: Literal["layer", "global"] = "layer"
-    """layer removes the rate from each tensor, global ranks all tensors together"""
+    """layer applies the rate to each tensor, global to all tensors together"""
     prune_bias: bool = True
-    """prune bias tensors too, as the original study did"""
+    """prune bias tensors too"""
     hidden_size: int = 512
-    """units of the hidden linear layer; 83 gives a dense network with the parameters of rate 0.8"""
+    """units of the hidden linear layer; 83 gives a dense network about as many parameters as rate 0.8 leaves"""
+    width: float = 1.0
+    """factor on the channels and units of every hidden layer, above 0: a smaller or larger dense network to compare with"""
 
     total_timesteps: int = 2_000_000
     """agent steps of the run, over all games (4 frames each), rounded down to whole iterations"""
@@ -127,6 +131,7 @@ class Args:
         check(0 <= self.prune_rate < 1, "prune_rate", "lie in [0, 1)", self.prune_rate)
         check(0 <= self.prune_at <= 1, "prune_at", "lie in [0, 1]", self.prune_at)
         check(self.hidden_size >= 1, "hidden_size", "be at least 1", self.hidden_size)
+        check(0 < self.width <= 16, "width", "lie in (0, 16]", self.width)
         check(self.num_envs >= 1, "num_envs", "be at least 1", self.num_envs)
         check(0 < self.learning_rate < math.inf, "learning_rate", "be above 0", self.learning_rate)
         check(0 <= self.gamma <= 1, "gamma", "lie in [0, 1]", self.gamma)
@@ -146,6 +151,10 @@ class Args:
         check(least <= self.buffer_size <= most, "buffer_size", fits, self.buffer_size)
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(max(1, round(self.width * units)) for units in (32, 64, 64, self.hidden_size))
+
+    @property
     def num_iterations(self) -> int:
         return self.total_timesteps // self.steps_per_iteration
 
@@ -160,13 +169,14 @@ class QNetwork(nn.Module):
 
     HEADS = ("fc2",)  # layers that low_precision keeps in fp32
 
-    def __init__(self, num_actions: int, hidden_size: int = 512):
+    def __init__(self, num_actions: int, widths: tuple[int, ...] = (32, 64, 64, 512)):
         super().__init__()
-        self.conv1 = nn.Conv2d(4, 32, 8, stride=4)
-        self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
-        self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
-        self.fc1 = nn.Linear(3136, hidden_size)
-        self.fc2 = nn.Linear(hidden_size, num_actions)
+        c1, c2, c3, hidden = widths
+        self.conv1 = nn.Conv2d(4, c1, 8, stride=4)
+        self.conv2 = nn.Conv2d(c1, c2, 4, stride=2)
+        self.conv3 = nn.Conv2d(c2, c3, 3, stride=1)
+        self.fc1 = nn.Linear(7 * 7 * c3, hidden)
+        self.fc2 = nn.Linear(hidden, num_actions)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.conv1(scaled(obs, self.conv1.weight.dtype)), inplace=True)
@@ -178,7 +188,7 @@ class QNetwork(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------------- pruning
 def cut_iteration(args: Args) -> int:
-    """Number of iterations before the cut: the least that is at least the share prune_at of all iterations."""
+    """Iterations before the cut: prune_at * num_iterations, rounded up."""
     return math.ceil(args.prune_at * args.num_iterations - 1e-6)  # a rounding error must not add an iteration
 
 
@@ -192,12 +202,12 @@ def prunable(network: nn.Module, bias: bool = True) -> dict[str, torch.Tensor]:
 def make_masks(
     tensors: dict[str, torch.Tensor], prune_type: str, rate: float, scope: str, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none`.
+    """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none` and structured types.
 
-    Scope `layer` removes round(rate * n) entries of each tensor. `global` ranks all tensors together; `random` then removes
-    as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: ties and draws are the same on every device.
+    Scope `layer` removes round(rate * n) entries of each tensor. `global` ranks all tensors together by magnitude; `random`
+    then removes as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: the same on every device.
     """
-    if prune_type == "none":
+    if prune_type not in ("l1", "random"):
         return {}
     method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[prune_type]
     flat = {name: t.detach().float().cpu().contiguous().flatten() for name, t in tensors.items()}
@@ -208,11 +218,29 @@ def make_masks(
         l1_mask = prune.L1Unstructured(rate).compute_mask(together, torch.ones_like(together))
         masks = dict(zip(flat, l1_mask.split([t.numel() for t in flat.values()]), strict=True))
         counts = {name: int((mask == 0).sum()) for name, mask in masks.items()}
-    if scope == "layer" or prune_type == "random":
+    if scope == "layer" or prune_type != "l1":
         for index, (name, t) in enumerate(flat.items()):
-            with seeded(seed + index):  # a seed per tensor: no tensor's draw depends on how many entries another one loses
+            with seeded(seed + index):  # a seed per tensor: no draw shifts another's
                 masks[name] = method(counts[name]).compute_mask(t, torch.ones_like(t))
     return {name: torch.empty_like(t, dtype=torch.float32).copy_(masks[name].view_as(t)) for name, t in tensors.items()}
+
+
+def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) -> KeptUnits:
+    """Which units of each hidden layer stay, by torch.nn.utils.prune; an empty dictionary unless the type is structured.
+
+    round(rate * units) of a layer's channels or units go, but never the last one: those with the least sum of weight
+    magnitudes, or random ones.
+    """
+    if not prune_type.endswith("-structured"):
+        return {}
+    method = {"l1-structured": partial(prune.LnStructured, n=1), "random-structured": prune.RandomStructured}[prune_type]
+    kept = {}
+    for index, (name, (layer, _)) in enumerate(hidden_layers(network).items()):
+        weight = layer.weight.detach().float().cpu().contiguous()
+        removed = min(round(rate * len(weight)), len(weight) - 1)
+        with seeded(seed + index):
+            kept[name] = method(removed, dim=0).compute_mask(weight, torch.ones_like(weight)).flatten(1).any(dim=1)
+    return kept
 
 
 @torch.no_grad()
@@ -220,29 +248,29 @@ def apply_masks(network: nn.Module, optimizer: torch.optim.Optimizer, masks: dic
     """Set pruned entries to +0.0, and their Adam moments, which would move them off zero on the next step, to zero."""
     state, parameters = network.state_dict(), dict(network.named_parameters())
     for name, mask in masks.items():
-        state[name] = state[name] * mask + 0.0  # -0.0 + 0.0 is +0.0, whose bits are all zero
+        state[name] = state[name] * mask + 0.0  # a negative weight * 0 is -0.0; adding 0.0 makes it +0.0
         for moment in ("exp_avg", "exp_avg_sq"):  # PreallocatedAdam has them before its first step too
             optimizer.state[parameters[name]][moment].mul_(mask)
-    network.load_state_dict(state)  # in place; a low-precision copy follows
+    network.load_state_dict(state)  # in place; renews a low-precision copy
 
 
 def mask_gradients(network: nn.Module, masks: dict[str, torch.Tensor]) -> None:
-    """Zero the gradients of pruned entries, before they are clipped: Adam then moves these entries by 0 / (0 + eps) = 0."""
+    """Zero the gradients of pruned entries, before any clipping: with zero moments, Adam moves them by 0 / (0 + eps) = 0."""
     if masks:
         torch._foreach_mul_([network.get_parameter(name).grad for name in masks], list(masks.values()))
 
 
-def count_tensors(network: nn.Module, masks: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
-    """Per tensor: entries in all, pruned (zeros of the mask) and nonzero (by value: an entry can be 0 without a mask)."""
+def count_tensors(network: nn.Module, masks: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Per tensor: entries before the cut, pruned (zeros of the mask, or gone), nonzero (an entry can be 0 without a mask)."""
     counts = {}
     for name, t in prunable(network).items():
-        pruned = int((masks[name] == 0).sum()) if name in masks else 0
-        counts[name] = {"total": t.numel(), "pruned": pruned, "nonzero": int(t.count_nonzero())}
+        masked = int((masks[name] == 0).sum()) if name in masks else 0
+        counts[name] = {"total": sizes[name], "pruned": sizes[name] - t.numel() + masked, "nonzero": int(t.count_nonzero())}
     return counts
 
 
 # ------------------------------------------------------------------------------------------------------------- algorithm
-MIN_SLOTS = 8  # per game: of a full ring the four oldest transitions are not sampled, and the newest frame has no successor
+MIN_SLOTS = 8  # per game, with slack: a full ring cannot sample its four oldest transitions and its newest frame
 TRANSITION_BYTES = 84 * 84 + 5  # a frame and its metadata
 AGE, ACTION, REWARD, TERMINATION, TRUNCATION = range(5)  # columns of the metadata
 
@@ -252,7 +280,7 @@ class ReplayBuffer:
     p + num_envs of the same game.
 
     A slot holds the newest frame of an observation and its metadata: age (frames of the game before it, up to 3, since the
-    stack reaches no further back), and what followed: action, clipped reward, termination, truncation.
+    stack reaches no further back), and what followed: action, clipped reward, termination (of a life too), truncation.
     """
 
     def __init__(self, buffer_size: int, num_envs: int, device: torch.device | str):
@@ -263,24 +291,23 @@ class ReplayBuffer:
         self.size = 0  # slots that hold whole transitions
         self.ages = np.zeros(num_envs, np.int8)
         self.back = torch.arange(-3, 2, device=device) * num_envs  # (5,): the frames of obs and next_obs
-        self.oldest = torch.arange(
-            3, -2, -1, dtype=torch.int8, device=device
-        )  # (5,): least age at which each is no zero padding
+        # (5,): the least age at which each frame is real, not zero padding
+        self.min_age = torch.arange(3, -2, -1, dtype=torch.int8, device=device)
 
     def start(self, obs: torch.Tensor) -> None:
         """Store the first frames, (num_envs, 4, 84, 84)."""
         self.frames[: self.num_envs] = obs[:, -1]
 
     def advance(self, actions: np.ndarray, step: Step) -> dict[str, np.ndarray]:
-        """Move the head past a step of the games; what `store` and `sample` need to know of it, as arrays."""
+        """Move the head past a step of the games; returns what `store` and `sample` need of it, as arrays."""
         columns = [self.ages, actions, np.sign(step.rewards), step.terminations, step.truncations]
         metadata = np.stack(columns, axis=1).astype(np.int8)  # (num_envs, 5)
-        finished = self.head + np.arange(self.num_envs)
+        completed = self.head + np.arange(self.num_envs)
         self.head = (self.head + self.num_envs) % self.slots
         newest = self.head + np.arange(self.num_envs)
         self.ages = np.where(step.game_starts, 0, np.minimum(self.ages + 1, 3)).astype(np.int8)
         self.size = min(self.size + self.num_envs, self.slots - self.num_envs)
-        return {"obs": step.obs, "metadata": metadata, "slots": np.stack([finished, newest]), "window": self.window()}
+        return {"obs": step.obs, "metadata": metadata, "slots": np.stack([completed, newest]), "window": self.window()}
 
     def window(self) -> np.ndarray:
         """First slot that may be sampled and how many may. In a full ring the four oldest of each game may not: the frames of
@@ -299,20 +326,20 @@ class ReplayBuffer:
         A truncated transition has no valid next_obs, since the frame after it is of another game: the transition before it is
         drawn instead. The next_obs of a terminated one may be of another game too; td_target does not use it.
         """
-        # a CUDA graph would keep the bound of randint while the buffer fills
+        # a CUDA graph would freeze the bound of randint, and the buffer still grows
         draws = torch.randint(2**62, (batch_size,), generator=generator, device=self.frames.device)
         slots = (window[0] + draws % window[1]) % self.slots
         slots = (slots - self.metadata[slots, TRUNCATION].long() * self.num_envs) % self.slots
         metadata = self.metadata[slots]
         stack = (slots[:, None] + self.back) % self.slots  # (batch, 5)
         frames = self.frames.index_select(0, stack.flatten()).view(batch_size, 5, 84, 84)
-        frames *= (metadata[:, AGE, None] >= self.oldest)[..., None, None]
+        frames *= (metadata[:, AGE, None] >= self.min_age)[..., None, None]
         frames = frames.unbind(1)
         obs, next_obs = (torch.stack(four, dim=-1).movedim(-1, 1) for four in (frames[:4], frames[1:]))  # channels last
         return obs, metadata[:, ACTION].long(), metadata[:, REWARD].float(), next_obs, metadata[:, TERMINATION].bool()
 
     def state_dict(self) -> dict:
-        """Frames are compressed game by game, since each resembles the one before: 70-fold in SpaceInvaders."""
+        """Each game's frames are compressed together, since consecutive ones resemble each other: 70-fold in SpaceInvaders."""
         used = self.slots if self.size == self.slots - self.num_envs else self.head + self.num_envs
         squeeze = zstandard.ZstdCompressor(threads=cores()).compress
         games = [self.frames[k : used : self.num_envs].split(4096) for k in range(self.num_envs)]
@@ -340,7 +367,7 @@ def crossings(before: int, after: int, every: int) -> int:
 
 
 def epsilon_greedy(q_values: torch.Tensor, epsilon: torch.Tensor | float, generator: torch.Generator) -> torch.Tensor:
-    """Actions (num_envs,) from values (num_envs, num_actions); draws the same numbers whether it uses them or not."""
+    """Actions (num_envs,) from values (num_envs, num_actions); always draws both numbers, used or not."""
     num_envs, num_actions = q_values.shape
     explore = torch.rand(num_envs, generator=generator, device=q_values.device) < epsilon
     random_actions = torch.randint(num_actions, (num_envs,), generator=generator, device=q_values.device)
@@ -371,8 +398,8 @@ def update(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One gradient update per batch_size transitions of a batch (ReplayBuffer.sample).
 
-    The target network does not change in between, so all TD targets are computed at once. `fast_q` and `fast_target` compute,
-    and gradients arrive at `q_network`, whose weights Adam moves (`low_precision`). Returns the TD loss of the last update and
+    The target network does not change in between, so all TD targets are computed at once. `fast_q` and `fast_target` run
+    forward; gradients arrive at `q_network`, which Adam updates (`low_precision`). Returns the TD loss of the last update and
     the mean Q value of its actions.
     """
     obs, actions, rewards, next_obs, terminations = batch
@@ -398,22 +425,27 @@ def train(args: Args) -> Path:
 
     games = AtariGames(args.env_id, args.num_envs, run.seed("games"), run.num_threads)
     with seeded(run.seed("network")):
-        q_network = fold_convolutions(QNetwork(games.num_actions, args.hidden_size))  # same layers and names, faster
+        q_network = fold_convolutions(QNetwork(games.num_actions, args.widths))  # same weights and names, faster
     q_network = q_network.to(device, memory_format=torch.channels_last)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = PreallocatedAdam(q_network.parameters(), lr=args.learning_rate, eps=1e-8)
-    # what computes: in fp32 the network itself, else a copy that follows each optimizer step and each load_state_dict
+    # what runs forward and backward: in fp32 the network itself, else a copy renewed by optimizer.step and load_state_dict
     fast_q, fast_target = low_precision(q_network, run.dtype, optimizer), low_precision(target_network, run.dtype)
+    networks = [q_network, fast_q, target_network, fast_target]
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
     buffer.start(torch.from_numpy(games.obs))
     act_generator, batch_generator = run.generator("actions"), run.generator("minibatches")
-    masks: dict[str, torch.Tensor] = {}  # empty until the cut, and in `none` for ever
+    masks: dict[str, torch.Tensor] = {}  # of an unstructured cut; empty until then
+    sizes = {name: t.numel() for name, t in prunable(q_network).items()}  # before the cut
+    kept_units = run.saved_part("kept_units")  # of a structured cut; empty until then
+    remove_units(kept_units, networks, optimizer)
     last_losses = torch.zeros(2, device=device)  # TD loss and mean Q value of the last update
     policy = partial(make_policy, epsilon=args.eval_epsilon)
 
-    # what a checkpoint holds, beside the step, the log and whether the cut is done; restored here if there is one
-    parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer, "masks": masks}
-    parts |= {"games": games, "buffer": buffer, "last_losses": last_losses}
+    # registered for checkpoints, with the generators, the step, the log and run.cut_done; restored here from a checkpoint or
+    # a prune point
+    parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer}
+    parts |= {"masks": masks, "kept_units": kept_units, "games": games, "buffer": buffer, "last_losses": last_losses}
     global_step = run.resume(parts, generators=[act_generator, batch_generator])
 
     schedule = partial(linear_schedule, args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps)
@@ -421,7 +453,7 @@ def train(args: Args) -> Path:
     epsilon = np.array([schedule(global_step)], np.float32)
     inbox = Inbox(device, window=buffer.window(), epsilon=epsilon, obs=games.obs, metadata=metadata, slots=slots)
 
-    # on a GPU a call of these replays a CUDA graph, whose warm-up is undone in what it `changes`; on a CPU it is a plain call
+    # on a GPU these replay CUDA graphs, captured at the first call (its effects on `changes` are undone); on a CPU, plain calls
     @graphed(device, changes=(act_generator,))
     @torch.no_grad()
     def act() -> torch.Tensor:
@@ -437,11 +469,13 @@ def train(args: Args) -> Path:
         losses = update(q_network, fast_q, fast_target, optimizer, masks, batch, args.batch_size, args.gamma)
         last_losses.copy_(torch.stack(losses))
 
+    graphs = (act, learn)  # what the cut changes
+
     start = global_step // args.num_envs
-    for iteration in range(start, args.num_iterations + 1):  # steps of all games done so far
+    for iteration in range(start, args.num_iterations + 1):  # vectorised steps done so far
         global_step = iteration * args.num_envs
 
-        # the cut: every arm comes through here once, from scratch, resumed or forked; no action is in flight to the emulator
+        # the cut: every arm comes here once, started, resumed or forked (`none` removes nothing); no emulator step is pending
         if iteration == cut_iteration(args) and not run.cut_done:
             if args.prune_type == "none" and args.fork_from is None:
                 run.save_prune_point(global_step)  # what the arms of this seed fork from
@@ -452,11 +486,14 @@ def train(args: Args) -> Path:
             tensors = prunable(q_network, args.prune_bias)
             masks |= make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, mask_seed)
             apply_masks(q_network, optimizer, masks)
-            target_network.load_state_dict(q_network.state_dict())  # in `none` too: arms differ by the mask alone
-            run.log_cut(global_step, count_tensors(q_network, masks))
+            kept_units |= choose_units(q_network, args.prune_type, args.prune_rate, mask_seed)
+            remove_units(kept_units, networks, optimizer)
+            target_network.load_state_dict(q_network.state_dict())  # in `none` too, whatever tau: arms differ by the cut alone
+            run.log_cut(global_step, count_tensors(q_network, masks, sizes))
             run.evaluate("after_prune", global_step, q_network, policy)
             run.cut_done = True
-            learn.recapture()  # its CUDA graph, if there is one, was captured without masks
+            for function in graphs:
+                function.recapture()  # its CUDA graph, if there is one, is of the network before the cut
 
         run.checkpoint_if_due(global_step)
         if iteration == args.num_iterations:
@@ -466,10 +503,10 @@ def train(args: Args) -> Path:
         next_step = global_step + args.num_envs
         actions = act().cpu().numpy()
         games.send(actions)
-        learned_from, learned_to = (max(step, args.learning_starts) for step in (global_step, next_step))
-        if updates := crossings(learned_from, learned_to, args.train_frequency):
+        train_from, train_to = (max(step, args.learning_starts) for step in (global_step, next_step))
+        if updates := crossings(train_from, train_to, args.train_frequency):
             learn(updates)
-        for _ in range(crossings(learned_from, learned_to, args.target_network_frequency)):
+        for _ in range(crossings(train_from, train_to, args.target_network_frequency)):
             sync_target(target_network, q_network, args.tau)
         step = games.receive()
         inbox.put(**buffer.advance(actions, step), epsilon=schedule(next_step))
@@ -478,11 +515,11 @@ def train(args: Args) -> Path:
         run.log.games(next_step, step.finished)
         if crossings(global_step, next_step, 1000):
             metrics = {"charts/epsilon": schedule(global_step)}
-            if next_step > args.learning_starts + args.train_frequency:
+            if next_step > args.learning_starts + args.train_frequency:  # at least one update is done
                 metrics |= dict(zip(("losses/td_loss", "losses/q_values"), last_losses.tolist(), strict=True))
             run.log.progress(next_step, metrics, learning=next_step > args.learning_starts)
 
-    return run.finish(global_step, q_network, count_tensors(q_network, masks), policy)
+    return run.finish(global_step, q_network, count_tensors(q_network, masks, sizes), policy)
 
 
 def main() -> None:

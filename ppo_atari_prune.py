@@ -1,11 +1,11 @@
-"""Train PPO on an Atari game, prune the network once in the middle of training, train on, and log what it cost and gained.
+"""Train PPO on an Atari game, prune the network once in the middle of training, train on, and log the costs and the savings.
 
-Algorithm: Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), with the hyperparameters and the loss of CleanRL's
-ppo_atari.py.
+Algorithm: Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), with the loss and hyperparameters of CleanRL's
+ppo_atari.py, except total_timesteps.
 
-The cut: one-shot magnitude (`l1`) or random unstructured pruning of every convolution and linear layer, between the two
-rollouts at which global_step reaches `--prune-at` of the training. Pruned entries stay exactly zero. An arm is one pruning
-setting; all arms of a seed are the same run until the cut.
+The cut: one-shot pruning by magnitude (`l1`) or at random, as soon as global_step reaches the share `--prune-at` of the
+training: of single entries of every layer, which stay exactly zero, or (`-structured`) of whole channels and hidden units,
+which leaves a smaller network. An arm is one pruning setting; all arms of a seed are the same run until the cut.
 
     python ppo_atari_prune.py --env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --seed 1
 
@@ -15,6 +15,7 @@ This file holds the whole algorithm and the pruning. What would be the same for 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ from prune_utils.device import Inbox, PreallocatedAdam, fold_convolutions, graph
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames
 from prune_utils.run import Run, check_common
+from prune_utils.shrink import KeptUnits, hidden_layers, remove_units
 
 ALGORITHM = "ppo"
 
@@ -37,11 +39,11 @@ ALGORITHM = "ppo"
 @dataclass
 class Args:
     exp_name: str = Path(__file__).stem
-    """name of the experiment: the part of the default run name that says which script ran"""
+    """name of the script, as the default run name has it"""
     seed: int = 1
     """seed of everything random in the run, at least 0"""
     torch_deterministic: bool = True
-    """only deterministic algorithms of cuDNN"""
+    """use only deterministic cuDNN algorithms"""
     cuda: bool = True
     """use the GPU where there is one"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -53,7 +55,7 @@ class Args:
     wandb_project_name: str = "atari-prune"
     """the W&B project"""
     wandb_entity: str | None = None
-    """the W&B team or user; None is the default one of the account"""
+    """the W&B team or user; None is the account's default"""
     capture_video: bool = False
     """record one game of the final network as an mp4 in the run folder"""
     save_model: bool = True
@@ -67,39 +69,42 @@ class Args:
     checkpoint_minutes: float = 10.0
     """wall-clock minutes between checkpoints, at least 0; 0 for none; never changes a result"""
     fork_from: str | None = None
-    """run folder of a dense run: start from its prune point; only the pruning options and fork_seed may differ from it"""
+    """run folder of a --prune-type none run: start from its checkpoint at the cut; only pruning and fork_seed may differ"""
     fork_seed: int | None = None
-    """with --fork-from, new random numbers from there on; with --prune-type none the control that differs in nothing else"""
+    """with --fork-from, new random numbers from the cut on; with --prune-type none too, that is the A/A control"""
     until_cut: bool = False
-    """end a dense run at its cut, with its prune point kept for forks; the same command without it trains on"""
+    """stop a dense run at its cut, keeping its prune point for forks; the same command without it trains on"""
 
     env_id: str = "SpaceInvadersNoFrameskip-v4"
-    """Gymnasium id of an Atari game; actions stick only if the id says so"""
+    """Gymnasium id of an Atari game; sticky actions only if the id has them"""
     eval_episodes: int = 10
-    """whole games played before the cut, after it and at the end; 0 for none"""
-    prune_type: Literal["none", "random", "l1"] = "l1"
-    """which entries to remove: none, random ones, or the smallest in magnitude"""
+    """whole games played each time: before the cut, right after it and at the end; 0 for none"""
+    prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
+    """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
-    """share of entries to remove, in [0, 1): exactly round(rate * n) of each tensor, or of all together in scope global"""
+    """share to remove, in [0, 1): exactly round(rate * n) entries of each tensor (of all together in scope global), or units
+    of each hidden layer"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_scope: Literal["layer", "global"] = "layer"
-    """layer removes the rate from each tensor, global ranks all tensors together"""
+    """layer applies the rate to each tensor, global to all tensors together"""
     prune_bias: bool = True
-    """prune bias tensors too, as the original study did"""
+    """prune bias tensors too"""
     hidden_size: int = 512
-    """units of the hidden linear layer; 83 gives a dense network with the parameters of rate 0.8"""
+    """units of the hidden linear layer; 83 gives a dense network about as many parameters as rate 0.8 leaves"""
+    width: float = 1.0
+    """factor on the channels and units of every hidden layer, above 0: a smaller or larger dense network to compare with"""
 
     total_timesteps: int = 2_000_000
     """agent steps of the run, over all games (4 frames each), rounded down to whole iterations"""
     learning_rate: float = 2.5e-4
-    """step size of Adam, at the start where it is annealed"""
+    """step size of Adam; the initial one if annealed"""
     num_envs: int = 8
     """games played at once"""
     num_steps: int = 128
     """agent steps of each game in a rollout"""
     anneal_lr: bool = True
-    """let the learning rate fall to 0 in a straight line over the training"""
+    """anneal the learning rate linearly to 0"""
     gamma: float = 0.99
     """discount factor, in [0, 1]"""
     gae_lambda: float = 0.95
@@ -128,6 +133,7 @@ class Args:
         check(0 <= self.prune_rate < 1, "prune_rate", "lie in [0, 1)", self.prune_rate)
         check(0 <= self.prune_at <= 1, "prune_at", "lie in [0, 1]", self.prune_at)
         check(self.hidden_size >= 1, "hidden_size", "be at least 1", self.hidden_size)
+        check(0 < self.width <= 16, "width", "lie in (0, 16]", self.width)
         check(self.num_envs >= 1, "num_envs", "be at least 1", self.num_envs)
         check(0 < self.learning_rate < math.inf, "learning_rate", "be above 0", self.learning_rate)
         check(0 <= self.gamma <= 1, "gamma", "lie in [0, 1]", self.gamma)
@@ -153,6 +159,10 @@ class Args:
         )
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(max(1, round(self.width * units)) for units in (32, 64, 64, self.hidden_size))
+
+    @property
     def num_iterations(self) -> int:
         return self.total_timesteps // self.steps_per_iteration
 
@@ -176,14 +186,15 @@ class Agent(nn.Module):
 
     HEADS = ("actor", "critic")  # layers that low_precision keeps in fp32
 
-    def __init__(self, num_actions: int, hidden_size: int = 512):
+    def __init__(self, num_actions: int, widths: tuple[int, ...] = (32, 64, 64, 512)):
         super().__init__()
-        self.conv1 = orthogonal(nn.Conv2d(4, 32, 8, stride=4))
-        self.conv2 = orthogonal(nn.Conv2d(32, 64, 4, stride=2))
-        self.conv3 = orthogonal(nn.Conv2d(64, 64, 3, stride=1))
-        self.fc1 = orthogonal(nn.Linear(3136, hidden_size))
-        self.actor = orthogonal(nn.Linear(hidden_size, num_actions), std=0.01)
-        self.critic = orthogonal(nn.Linear(hidden_size, 1), std=1.0)
+        c1, c2, c3, hidden = widths
+        self.conv1 = orthogonal(nn.Conv2d(4, c1, 8, stride=4))
+        self.conv2 = orthogonal(nn.Conv2d(c1, c2, 4, stride=2))
+        self.conv3 = orthogonal(nn.Conv2d(c2, c3, 3, stride=1))
+        self.fc1 = orthogonal(nn.Linear(7 * 7 * c3, hidden))
+        self.actor = orthogonal(nn.Linear(hidden, num_actions), std=0.01)
+        self.critic = orthogonal(nn.Linear(hidden, 1), std=1.0)
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = F.relu(self.conv1(scaled(obs, self.conv1.weight.dtype)), inplace=True)
@@ -196,7 +207,7 @@ class Agent(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------------- pruning
 def cut_iteration(args: Args) -> int:
-    """Number of iterations before the cut: the least that is at least the share prune_at of all iterations."""
+    """Iterations before the cut: prune_at * num_iterations, rounded up."""
     return math.ceil(args.prune_at * args.num_iterations - 1e-6)  # a rounding error must not add an iteration
 
 
@@ -210,12 +221,12 @@ def prunable(network: nn.Module, bias: bool = True) -> dict[str, torch.Tensor]:
 def make_masks(
     tensors: dict[str, torch.Tensor], prune_type: str, rate: float, scope: str, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none`.
+    """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none` and structured types.
 
-    Scope `layer` removes round(rate * n) entries of each tensor. `global` ranks all tensors together; `random` then removes
-    as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: ties and draws are the same on every device.
+    Scope `layer` removes round(rate * n) entries of each tensor. `global` ranks all tensors together by magnitude; `random`
+    then removes as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: the same on every device.
     """
-    if prune_type == "none":
+    if prune_type not in ("l1", "random"):
         return {}
     method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[prune_type]
     flat = {name: t.detach().float().cpu().contiguous().flatten() for name, t in tensors.items()}
@@ -226,11 +237,29 @@ def make_masks(
         l1_mask = prune.L1Unstructured(rate).compute_mask(together, torch.ones_like(together))
         masks = dict(zip(flat, l1_mask.split([t.numel() for t in flat.values()]), strict=True))
         counts = {name: int((mask == 0).sum()) for name, mask in masks.items()}
-    if scope == "layer" or prune_type == "random":
+    if scope == "layer" or prune_type != "l1":
         for index, (name, t) in enumerate(flat.items()):
-            with seeded(seed + index):  # a seed per tensor: no tensor's draw depends on how many entries another one loses
+            with seeded(seed + index):  # a seed per tensor: no draw shifts another's
                 masks[name] = method(counts[name]).compute_mask(t, torch.ones_like(t))
     return {name: torch.empty_like(t, dtype=torch.float32).copy_(masks[name].view_as(t)) for name, t in tensors.items()}
+
+
+def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) -> KeptUnits:
+    """Which units of each hidden layer stay, by torch.nn.utils.prune; an empty dictionary unless the type is structured.
+
+    round(rate * units) of a layer's channels or units go, but never the last one: those with the least sum of weight
+    magnitudes, or random ones.
+    """
+    if not prune_type.endswith("-structured"):
+        return {}
+    method = {"l1-structured": partial(prune.LnStructured, n=1), "random-structured": prune.RandomStructured}[prune_type]
+    kept = {}
+    for index, (name, (layer, _)) in enumerate(hidden_layers(network).items()):
+        weight = layer.weight.detach().float().cpu().contiguous()
+        removed = min(round(rate * len(weight)), len(weight) - 1)
+        with seeded(seed + index):
+            kept[name] = method(removed, dim=0).compute_mask(weight, torch.ones_like(weight)).flatten(1).any(dim=1)
+    return kept
 
 
 @torch.no_grad()
@@ -238,24 +267,24 @@ def apply_masks(network: nn.Module, optimizer: torch.optim.Optimizer, masks: dic
     """Set pruned entries to +0.0, and their Adam moments, which would move them off zero on the next step, to zero."""
     state, parameters = network.state_dict(), dict(network.named_parameters())
     for name, mask in masks.items():
-        state[name] = state[name] * mask + 0.0  # -0.0 + 0.0 is +0.0, whose bits are all zero
+        state[name] = state[name] * mask + 0.0  # a negative weight * 0 is -0.0; adding 0.0 makes it +0.0
         for moment in ("exp_avg", "exp_avg_sq"):  # PreallocatedAdam has them before its first step too
             optimizer.state[parameters[name]][moment].mul_(mask)
-    network.load_state_dict(state)  # in place; a low-precision copy follows
+    network.load_state_dict(state)  # in place; renews a low-precision copy
 
 
 def mask_gradients(network: nn.Module, masks: dict[str, torch.Tensor]) -> None:
-    """Zero the gradients of pruned entries, before they are clipped: Adam then moves these entries by 0 / (0 + eps) = 0."""
+    """Zero the gradients of pruned entries, before any clipping: with zero moments, Adam moves them by 0 / (0 + eps) = 0."""
     if masks:
         torch._foreach_mul_([network.get_parameter(name).grad for name in masks], list(masks.values()))
 
 
-def count_tensors(network: nn.Module, masks: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
-    """Per tensor: entries in all, pruned (zeros of the mask) and nonzero (by value: an entry can be 0 without a mask)."""
+def count_tensors(network: nn.Module, masks: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Per tensor: entries before the cut, pruned (zeros of the mask, or gone), nonzero (an entry can be 0 without a mask)."""
     counts = {}
     for name, t in prunable(network).items():
-        pruned = int((masks[name] == 0).sum()) if name in masks else 0
-        counts[name] = {"total": t.numel(), "pruned": pruned, "nonzero": int(t.count_nonzero())}
+        masked = int((masks[name] == 0).sum()) if name in masks else 0
+        counts[name] = {"total": sizes[name], "pruned": sizes[name] - t.numel() + masked, "nonzero": int(t.count_nonzero())}
     return counts
 
 
@@ -286,8 +315,8 @@ def log_prob(logits: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
 def compute_gae(rewards, values, terminations, next_value, gamma: float, gae_lambda: float) -> torch.Tensor:
     """Generalised advantage estimation (https://arxiv.org/abs/1506.02438), (num_steps, num_envs).
 
-    terminations[t] says that the step from t ended a life or a game: nothing after it counts. next_value (num_envs,) is the
-    value of the observation after the last step. values + advantages are the returns that the critic is trained on.
+    terminations[t]: step t ended a life or a game, or hit the time limit; nothing after it counts. next_value (num_envs,) is
+    the value of the observation after the last step. values + advantages are the returns that the critic is trained on.
     """
     nonterminal = 1.0 - terminations.float()
     deltas = rewards + gamma * torch.cat([values[1:], next_value[None]]) * nonterminal - values
@@ -315,7 +344,7 @@ def value_loss(new_values, values, returns, clip_coef: float, clip_vloss: bool) 
 def update(agent, fast_agent, optimizer, masks, minibatch, args) -> dict[str, torch.Tensor]:
     """One gradient update from a minibatch: obs (n, 4, 84, 84) and actions, logprobs, advantages, returns, values (n,).
 
-    `fast_agent` computes, and gradients arrive at `agent`, whose weights Adam moves (`low_precision`).
+    `fast_agent` runs forward; gradients arrive at `agent`, which Adam updates (`low_precision`).
     """
     obs, actions, logprobs, advantages, returns, values = minibatch
     logits, new_values = fast_agent(obs)
@@ -348,20 +377,25 @@ def train(args: Args) -> Path:
 
     games = AtariGames(args.env_id, args.num_envs, run.seed("games"), run.num_threads)
     with seeded(run.seed("network")):
-        agent = fold_convolutions(Agent(games.num_actions, args.hidden_size))  # same layers and names, faster
+        agent = fold_convolutions(Agent(games.num_actions, args.widths))  # same weights and names, faster
     agent = agent.to(device, memory_format=torch.channels_last)
     optimizer = PreallocatedAdam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
-    # what computes: in fp32 the agent itself, else a copy that follows each optimizer step and each load_state_dict
+    # what runs forward and backward: in fp32 the agent itself, else a copy renewed by optimizer.step and load_state_dict
     fast_agent = low_precision(agent, run.dtype, optimizer)
+    networks = [agent, fast_agent]
     act_generator, batch_generator = run.generator("actions"), run.generator("minibatches")
-    masks: dict[str, torch.Tensor] = {}  # empty until the cut, and in `none` for ever
+    masks: dict[str, torch.Tensor] = {}  # of an unstructured cut; empty until then
+    sizes = {name: t.numel() for name, t in prunable(agent).items()}  # before the cut
+    kept_units = run.saved_part("kept_units")  # of a structured cut; empty until then
+    remove_units(kept_units, networks, optimizer)
 
-    # what a checkpoint holds, beside the step, the log and whether the cut is done; restored here if there is one
-    parts = {"agent": agent, "optimizer": optimizer, "masks": masks, "games": games}
+    # registered for checkpoints, with the generators, the step, the log and run.cut_done; restored here from a checkpoint or
+    # a prune point
+    parts = {"agent": agent, "optimizer": optimizer, "masks": masks, "kept_units": kept_units, "games": games}
     global_step = run.resume(parts, generators=[act_generator, batch_generator])
 
     rollout = (args.num_steps, args.num_envs)
-    # what the host sends at every step, and once per rollout
+    # put() sends these arrays to the device: at every step, and once per rollout
     step_inbox = Inbox(device, t=np.zeros(1, np.int64), obs=games.obs)
     rollout_inbox = Inbox(device, rewards=np.zeros(rollout, np.float32), terminations=np.zeros(rollout, bool))
     rewards, terminations = rollout_inbox.arrays["rewards"], rollout_inbox.arrays["terminations"]
@@ -373,14 +407,14 @@ def train(args: Args) -> Path:
     minibatch = [torch.zeros_like(x[: args.steps_per_iteration // args.num_minibatches]) for x in b_rollout]
     mb_inds = torch.zeros(len(minibatch[0]), dtype=torch.int64, device=device)
 
-    # on a GPU a call of these replays a CUDA graph, whose warm-up is undone in what it `changes`; on a CPU it is a plain call
+    # on a GPU these replay CUDA graphs, captured at the first call (its effects on `changes` are undone); on a CPU, plain calls
     @graphed(device, changes=(act_generator,))
     @torch.no_grad()
     def act() -> torch.Tensor:
         frames = scaled(step_inbox["obs"], run.dtype)
         logits, value = fast_agent(frames)
         action = sample_actions(logits, act_generator)
-        t = step_inbox["t"]  # a tensor: a CUDA graph would keep the value of a number
+        t = step_inbox["t"]  # a tensor: a CUDA graph would bake in a Python int
         obs.index_copy_(0, t, frames.movedim(1, -1)[None])
         actions.index_copy_(0, t, action[None])
         logprobs.index_copy_(0, t, log_prob(logits, action)[None])
@@ -401,11 +435,13 @@ def train(args: Args) -> Path:
             torch.index_select(x, 0, mb_inds, out=mb)
         return update(agent, fast_agent, optimizer, masks, (minibatch[0].movedim(-1, 1), *minibatch[1:]), args)
 
+    graphs = (act, compute_advantages, learn)  # what the cut changes
+
     start = global_step // args.steps_per_iteration
-    for iteration in range(start, args.num_iterations + 1):  # rollouts done so far
+    for iteration in range(start, args.num_iterations + 1):  # finished rollouts
         global_step = iteration * args.steps_per_iteration
 
-        # the cut: every arm comes through here once, from scratch, resumed or forked; no action is in flight to the emulator
+        # the cut: every arm comes here once, started, resumed or forked (`none` removes nothing); no emulator step is pending
         if iteration == cut_iteration(args) and not run.cut_done:
             if args.prune_type == "none" and args.fork_from is None:
                 run.save_prune_point(global_step)  # what the arms of this seed fork from
@@ -416,16 +452,20 @@ def train(args: Args) -> Path:
             tensors = prunable(agent, args.prune_bias)
             masks |= make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, mask_seed)
             apply_masks(agent, optimizer, masks)
-            run.log_cut(global_step, count_tensors(agent, masks))
+            kept_units |= choose_units(agent, args.prune_type, args.prune_rate, mask_seed)
+            remove_units(kept_units, networks, optimizer)
+            run.log_cut(global_step, count_tensors(agent, masks, sizes))
             run.evaluate("after_prune", global_step, agent, make_policy)
             run.cut_done = True
-            learn.recapture()  # its CUDA graph, if there is one, was captured without masks
+            for function in graphs:
+                function.recapture()  # its CUDA graph, if there is one, is of the network before the cut
 
         run.checkpoint_if_due(global_step)
         if iteration == args.num_iterations:
             break
 
-        learning_rate = args.learning_rate * (1.0 - iteration / args.num_iterations if args.anneal_lr else 1.0)
+        fraction = 1.0 - iteration / args.num_iterations if args.anneal_lr else 1.0
+        learning_rate = fraction * args.learning_rate
         optimizer.param_groups[0]["lr"].fill_(learning_rate)
 
         # a rollout: num_steps of all games
@@ -434,9 +474,8 @@ def train(args: Args) -> Path:
             games.send(act().cpu().numpy())
             step = games.receive()
             rewards[t], terminations[t] = np.sign(step.rewards), step.terminations
-            if (
-                step.truncations.any()
-            ):  # the time limit, not the game's end: bootstrap with V(final_obs), then treat as terminal
+            if step.truncations.any():
+                # the time limit, not the game's end: bootstrap with V(final_obs), then treat as terminal
                 with torch.no_grad():
                     final_values = fast_agent(torch.from_numpy(step.final_obs).to(device))[1].cpu().numpy()
                 truncated = step.truncations & ~step.terminations
@@ -465,7 +504,7 @@ def train(args: Args) -> Path:
         metrics = {f"losses/{name}": number for name, number in zip(losses, numbers, strict=True)}
         run.log.progress(global_step, metrics | {"charts/learning_rate": learning_rate}, learning=True)
 
-    return run.finish(global_step, agent, count_tensors(agent, masks), make_policy)
+    return run.finish(global_step, agent, count_tensors(agent, masks, sizes), make_policy)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The sentences of a report: the declared answer or why there is none, what else was seen, and how sure that is."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,8 @@ class Answer:
 
 def name_of(arm: str) -> str:
     """l1-0.5 global -> l1 at 0.5 global"""
-    criterion, _, rest = arm.partition("-")
-    return f"{criterion} at {rest}" if rest else {"none": "dense"}.get(arm, arm)
+    pruned = re.fullmatch(r"(\S+?)-(\d.*)", arm)
+    return f"{pruned[1]} at {pruned[2]}" if pruned else {"none": "dense"}.get(arm, arm)
 
 
 QUESTION = f"Does {name_of(DECLARED)} lose less than {100 * MARGIN:g} % of the return after the cut?"

@@ -11,6 +11,7 @@ COMMON = {
     "prune_bias": True,
     "fork_seed": None,
     "hidden_size": 512,
+    "width": 1.0,
     "num_envs": 8,
     "gamma": 0.99,
     "torch_deterministic": True,

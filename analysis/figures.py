@@ -419,7 +419,7 @@ def crossing(sparsity, ratios) -> float | None:
 def disk(studies: list[Study], out: Path) -> None:
     figure, pairs = facet_per_study(studies, 3.8, 6.4)
     for study, ax in pairs:
-        arms = [arm for arm in study.arms if arm.kind not in ("A/A", "small")] or study.arms
+        arms = [arm for arm in study.arms if arm.kind in ("none", "l1", "random")] or study.arms  # of the same shapes
         sizes = pd.DataFrame([{"rate": r.summary["sparsity"]} | r.summary["disk"] for a in arms for r in a.all_runs])
         means = sizes.groupby(sizes.rate.round(4)).mean()
         dense = means.dense.mean()

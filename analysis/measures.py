@@ -220,13 +220,15 @@ def costs_table(study: Study) -> list[dict]:
         row = {"study": study.label, "arm": arm.label, "seeds": len(arm.runs), "runs": len(summaries)}
         row |= {name: float(np.mean([s[name] for s in summaries])) for name in ("total", "nonzero", "sparsity")}
         row["zeros"] = row["total"] - row["nonzero"]
+        row["kept"] = float(np.mean([s["total"] - s["pruned"] for s in summaries]))
         row["emptied"] = ", ".join(sorted({name for s in summaries for name in s["emptied"]}))
         for part in ("disk", "multiply_adds"):
             for name in dict.fromkeys(name for s in summaries for name in s.get(part, {})):
                 values = arm.values(lambda run, part=part, name=name: run.summary.get(part, {}).get(name))
                 row[f"{part}_{name}"] = values.mean()
         row["resident_bytes"] = arm.values(lambda run: run.summary["resident_bytes"]).mean()
-        for name in ("agent_steps_per_second_while_learning", "peak_ram_bytes", "peak_gpu_bytes"):
+        speeds = [f"agent_steps_per_second_{when}" for when in ("while_learning", "before_cut", "after_cut")]
+        for name in (*speeds, "peak_ram_bytes", "peak_gpu_bytes"):
             values = arm.values(lambda run, name=name: run.summary["time"].get(name))
             row[name] = values.mean() if len(values) else np.nan
         rows.append(row)

@@ -151,11 +151,12 @@ def group(runs: list[Run]) -> list[Study]:
         studies.setdefault(run.study_key(), Study([])).runs.append(run)
     for key, study in list(studies.items()):
         pruned = [other for other in studies.values() if other is not study and any(run.rate for run in other.runs)]
-        width = ("hidden_size",)
+        width = ("hidden_size", "width")
         hosts = [other for other in pruned if other.first.study_key(width) == study.first.study_key(width)]
         if hosts and all(run.kind == "none" for run in study.runs):
             for run in study.runs:
-                run.kind, run.label = "small", f"none, hidden_size {run.options['hidden_size']}"
+                own = {name: run.options[name] for name in width if run.options[name] != hosts[0].first.options[name]}
+                run.kind, run.label = "small", ", ".join(["none", *(f"{name} {value:g}" for name, value in own.items())])
                 run.criterion = run.label
             hosts[0].runs += study.runs
             del studies[key]

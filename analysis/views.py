@@ -72,12 +72,15 @@ COLUMNS = {
     "area": ("area lost, return x agent steps", ",.0f"),
     "area_share": ("in per cent of level x steps left", ".1%"),
     "total": ("entries", ",.0f"),
+    "kept": ("entries that are left", ",.0f"),
     "zeros": ("zeros", ",.0f"),
     "emptied": ("emptied tensors", ""),
     "resident_bytes": ("bytes of the weights in memory", ",.0f"),
     "multiply_adds_dense": ("multiply-adds", ",.0f"),
     "multiply_adds_nonzero": ("multiply-adds not by zero", ",.0f"),
     "agent_steps_per_second_while_learning": ("agent steps per second", ",.1f"),
+    "agent_steps_per_second_before_cut": ("before the cut", ",.1f"),
+    "agent_steps_per_second_after_cut": ("after the cut", ",.1f"),
     "peak_ram_bytes": ("peak RAM, bytes", ",.0f"),
     "peak_gpu_bytes": ("peak GPU memory, bytes", ",.0f"),
 }
@@ -111,8 +114,9 @@ VIEWS = {
     "bins": "study arm bin mean pairs change change~",
     "recovery": "study arm seeds runs level back steps_until_back area area_share",
     "aggregate": "studies arm games seeds iqm iqm~",
-    "costs": "study arm seeds runs total zeros emptied disk_* resident_bytes multiply_adds_dense multiply_adds_nonzero "
-    "agent_steps_per_second_while_learning peak_ram_bytes peak_gpu_bytes",
+    "costs": "study arm seeds runs total kept zeros emptied disk_* resident_bytes multiply_adds_dense multiply_adds_nonzero "
+    "agent_steps_per_second_while_learning agent_steps_per_second_before_cut agent_steps_per_second_after_cut "
+    "peak_ram_bytes peak_gpu_bytes",
     "runs": "study arm seed run after_cut late final before_prune after_prune games",
     "named": "what name reason",
 }

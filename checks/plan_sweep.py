@@ -69,7 +69,7 @@ def read_variables(args) -> dict:
                 replace(args, **{option: value})
             except UserError as error:
                 raise UserError(f"{VARIABLES[option]}: {error}") from None
-    types = words("TYPES", " ".join(CRITERIA))
+    types = words("TYPES", "l1 random")
     if unknown := set(types) - set(CRITERIA):
         raise UserError(f"TYPES must be words of {' '.join(CRITERIA)}, got {' '.join(sorted(unknown))}")
     return matrix | {"prune_type": types}

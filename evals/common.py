@@ -65,7 +65,8 @@ def load(model: Path, network_class: type[nn.Module], env_id: str | None = None)
     num_actions = AtariGames(env_id, 1, 0).num_actions
     try:
         weights = load_weights(model)
-        network = fold_convolutions(network_class(num_actions, len(weights["fc1.weight"])))
+        widths = [len(weights[f"{name}.weight"]) for name in ("conv1", "conv2", "conv3", "fc1")]
+        network = fold_convolutions(network_class(num_actions, widths))
         if types := {t.dtype for t in weights.values()} - {torch.float32}:
             raise TypeError(f"tensors of {types}")
         network.load_state_dict(weights)

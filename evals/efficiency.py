@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 import tyro
 
 from dqn_atari_prune import QNetwork
@@ -32,6 +31,7 @@ from prune_utils import storage
 from prune_utils.basics import UserError, check, exit_codes, say
 from prune_utils.device import cores, device_name, low_precision, uses_cuda
 from prune_utils.evaluation import multiply_adds
+from prune_utils.shrink import without_dead_units
 
 BATCHES = (1, 64)
 ROUNDS = 10
@@ -66,33 +66,6 @@ def with_csr(network: nn.Module) -> nn.Module:
     for name, layer in list(network.named_children()):
         if isinstance(layer, nn.Linear):
             setattr(network, name, CSRLinear(layer))
-    return network
-
-
-@torch.no_grad()
-def without_dead_units(network: nn.Module) -> nn.Module:
-    """The network without the channels and hidden units that no input or no output is left of: the same function, to rounding.
-
-    A unit without incoming weights is the constant relu(bias), which goes into the biases of the layers that read it: no
-    convolution here pads, so that each output sees the whole of its kernel. A removal can leave other units dead: repeat.
-    """
-    network = copy.deepcopy(network)
-    layers = [m for m in network.children() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    body, heads = layers[: layers.index(network.fc1) + 1], layers[layers.index(network.fc1) + 1 :]
-    removed = True
-    while removed:
-        removed = False
-        for layer, readers in zip(body, [*([reader] for reader in body[1:]), heads], strict=True):
-            views = [r.weight.view(len(r.weight), len(layer.weight), -1) for r in readers]  # (outputs, units, positions)
-            keep = layer.weight.flatten(1).any(1) & torch.stack([view.any(2).any(0) for view in views]).any(0)
-            keep[0] |= ~keep.any()  # a layer that is emptied keeps one unit
-            if keep.all():
-                continue
-            removed, constant = True, F.relu(layer.bias) * ~keep
-            for reader, view in zip(readers, views, strict=True):
-                reader.bias += view.sum(2) @ constant
-                reader.weight = nn.Parameter(view[:, keep].reshape(len(view), -1, *reader.weight.shape[2:]))
-            layer.weight, layer.bias = nn.Parameter(layer.weight[keep]), nn.Parameter(layer.bias[keep])
     return network
 
 

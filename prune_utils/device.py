@@ -234,12 +234,16 @@ def low_precision(network: nn.Module, dtype: torch.dtype, optimizer: torch.optim
         for p, master in pairs:
             p.copy_(master)
 
-    def deliver(master: nn.Parameter, gradient: torch.Tensor, p: nn.Parameter) -> None:
-        master.grad, p.grad = gradient.copy_(p.grad), None
+    gradients = {}  # in fp32, at addresses that stay
+
+    def deliver(master: nn.Parameter, p: nn.Parameter) -> None:
+        if p not in gradients or gradients[p].shape != p.shape:  # at first, and once units were removed
+            gradients[p] = torch.empty_like(master)
+        master.grad, p.grad = gradients[p].copy_(p.grad), None
 
     for p, master in pairs:
         if p.requires_grad:
-            p.register_post_accumulate_grad_hook(partial(deliver, master, torch.empty_like(master)))
+            p.register_post_accumulate_grad_hook(partial(deliver, master))
     network.register_load_state_dict_post_hook(renew)
     if optimizer is not None:
         optimizer.register_step_post_hook(renew)

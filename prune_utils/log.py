@@ -43,6 +43,7 @@ class Log:
         self.recent_returns: deque[float] = deque(saved["recent_returns"] if saved else [], maxlen=20)
         own = {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0, "sent": 0} if saved is None or forked else saved
         self.steps, self.seconds, self.wall_seconds = own["steps"], own["seconds"], own["wall_seconds"]
+        self.at_cut = tuple(own.get("at_cut", (0, 0.0)))  # steps and seconds of learning before the cut, in this run
         self.started = self.last_line = time.monotonic()
         self.file = open(folder / "curves.csv", "w")
         self.file.write(self.rows[0])
@@ -114,6 +115,7 @@ class Log:
         curves = "".join(self.rows)
         sent = curves.count("\n") - 1 if self.wandb else self.sent  # the first line is the header
         state = {"curves": curves, "recent_returns": list(self.recent_returns), "steps": self.steps, "sent": sent}
+        state["at_cut"] = self.at_cut
         return state | {"seconds": self.seconds, "wall_seconds": self.wall_seconds + time.monotonic() - self.started}
 
     def close(self, summary: dict | None = None, games: list[dict] | None = None, files: list[Path] | None = None) -> None:

@@ -29,7 +29,7 @@ from prune_utils.basics import Busy, Stop, UserError, check, derive_seed, link_o
 from prune_utils.games import atari_spec
 from prune_utils.log import Log
 
-CRITERIA = ("l1", "random")
+CRITERIA = ("l1", "random", "l1-structured", "random-structured")
 """what --prune-type can remove by, beside `none`: for sweeps and analysis; the scripts have the same"""
 NEUTRAL = {"runs_dir", "run_name", "overwrite", "track", "wandb_project_name", "wandb_entity", "capture_video", "save_model"}
 NEUTRAL |= {"checkpoint_minutes", "fork_from", "until_cut"}
@@ -60,6 +60,10 @@ def check_common(args) -> None:
     check(bool(named), "run_name", "be 1 to 200 of the characters [A-Za-z0-9_.-], and no dot first", args.run_name)
     forks = args.fork_seed is None or (args.fork_from is not None and args.fork_seed >= 0)
     check(forks, "fork_seed", "be at least 0 and come with --fork-from", args.fork_seed)
+    structured = args.prune_type.endswith("-structured")
+    check(not structured or args.prune_scope == "layer", "prune_scope", f"be layer with {args.prune_type}", args.prune_scope)
+    rule = f"stay on with {args.prune_type}, which removes units with their biases"
+    check(not structured or args.prune_bias, "prune_bias", rule, args.prune_bias)
     dense = args.prune_type == "none" and args.fork_from is None
     check(dense or not args.until_cut, "until_cut", "come with --prune-type none and without --fork-from", args.until_cut)
 
@@ -103,6 +107,10 @@ def read_config(folder: Path) -> dict:
         return config if config.keys() >= {"options", "resolved"} else {}
     except (OSError, ValueError, AttributeError):
         return {}
+
+
+def speed(steps: int, seconds: float) -> float | None:
+    return steps / seconds if seconds else None
 
 
 def source_files(script: Path) -> list[Path]:
@@ -278,6 +286,10 @@ class Run:
         """A generator for a part of this run, on its device."""
         return torch.Generator(self.device).manual_seed(self.seed(purpose))
 
+    def saved_part(self, name: str) -> dict:
+        """A dictionary that a checkpoint holds, for what must be known before the rest can be restored; empty without one."""
+        return {key: t.to(self.device) for key, t in self.checkpoint["parts"][name].items()} if self.checkpoint else {}
+
     def resume(self, parts: dict, generators: list[torch.Generator]) -> int:
         """Say what a checkpoint holds, restore it if there is one, and start the log; the agent step to go on from."""
         self.parts = parts | {f"generator_{index}": generator for index, generator in enumerate(generators)}
@@ -373,6 +385,7 @@ class Run:
             else "nothing: a dense run"
         )
         say(f"step {global_step:,}: the cut removed {what}")
+        self.log.at_cut = (self.log.steps, self.log.seconds)
         for name in (name for name, count in counts.items() if count["pruned"] == count["total"]):
             say(f"warning: pruning removed every entry of {name}", error=True)
         shares = {f"prune/sparsity_{name}": count["pruned"] / count["total"] for name, count in counts.items()}
@@ -437,8 +450,11 @@ class Run:
             evaluation.record_video(make_policy(network, self.seed("video")), self.args.env_id, self.seed("video"), files[-1])
         self.log(global_step, {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
         clock, cuda = self.log.state_dict(), self.device.type == "cuda"
+        steps, seconds = clock["at_cut"]
         summary["time"] = {
-            "agent_steps_per_second_while_learning": clock["steps"] / clock["seconds"] if clock["seconds"] else None,
+            "agent_steps_per_second_while_learning": speed(clock["steps"], clock["seconds"]),
+            "agent_steps_per_second_before_cut": speed(steps, seconds),
+            "agent_steps_per_second_after_cut": speed(clock["steps"] - steps, clock["seconds"] - seconds),
             "wall_seconds": clock["wall_seconds"],
             "peak_ram_bytes": device.peak_ram_bytes(),
             "peak_gpu_bytes": torch.cuda.max_memory_allocated() if cuda else None,
@@ -465,6 +481,7 @@ class Run:
             "sparsity": totals["pruned"] / totals["total"],
             "emptied": [name for name, count in counts.items() if count["pruned"] == count["total"]],
             "tensors": counts,
+            "parameters": sum(t.numel() for t in weights.values()),
             "resident_bytes": sum(t.numel() * t.element_size() for t in weights.values()),
             "disk": storage.storage_bytes(weights),
             "eval": {

@@ -32,6 +32,7 @@ BOTH = [
     ("learning_rate", float("inf"), "be above 0"),
     ("gamma", 1.01, "lie in [0, 1]"),
     ("hidden_size", 0, "be at least 1"),
+    ("width", 0.0, "lie in (0, 16]"),
     ("eval_episodes", -1, "be at least 0"),
     ("num_threads", -1, "be at least 0"),
     ("checkpoint_minutes", -1.0, "be at least 0"),
@@ -83,6 +84,13 @@ def test_a_fork_is_no_dense_run_that_could_end_at_its_cut_and_its_seed_is_at_lea
         SCRIPTS["ppo"].Args(prune_type="none", fork_from="runs/dense", until_cut=True)
     with pytest.raises(UserError, match=r"^--fork-seed must be at least 0 and come with --fork-from, got -1$"):
         SCRIPTS["ppo"].Args(fork_from="runs/dense", fork_seed=-1)
+
+
+def test_a_structured_cut_takes_whole_units_layer_by_layer_with_their_biases():
+    with pytest.raises(UserError, match=r"^--prune-scope must be layer with l1-structured, .*, got global$"):
+        SCRIPTS["dqn"].Args(prune_type="l1-structured", prune_scope="global")
+    with pytest.raises(UserError, match=r"^--prune-bias must stay on with random-structured, .*, got False$"):
+        SCRIPTS["ppo"].Args(prune_type="random-structured", prune_bias=False)
 
 
 def test_the_command_line_shows_a_wrong_value_without_a_traceback_exits_2_and_writes_nothing(tmp_path):

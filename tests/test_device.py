@@ -29,7 +29,7 @@ both = pytest.mark.parametrize("algorithm", NETWORKS)
 
 def build(algorithm: str, hidden_size: int = 512) -> nn.Module:
     torch.manual_seed(0)
-    return fold_convolutions(NETWORKS[algorithm](6, hidden_size)).to(memory_format=torch.channels_last)
+    return fold_convolutions(NETWORKS[algorithm](6, (32, 64, 64, hidden_size))).to(memory_format=torch.channels_last)
 
 
 def dqn_batch(n: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -41,7 +41,7 @@ def update(algorithm: str, network, low, optimizer, n: int = 32, seed: int = 0) 
     """One update of the script from a made-up batch; DQN's target network is another one, always the same."""
     if algorithm == "dqn":
         torch.manual_seed(99)
-        target = low_precision(dqn.QNetwork(6, network.fc1.out_features), low.conv1.weight.dtype)
+        target = low_precision(dqn.QNetwork(6, (32, 64, 64, network.fc1.out_features)), low.conv1.weight.dtype)
         dqn.update(network, low, target, optimizer, {}, dqn_batch(n, seed), n, 0.99)
     else:
         ppo.update(network, low, optimizer, {}, ppo_minibatch(network, n), ppo.Args())
@@ -168,7 +168,7 @@ def test_a_copy_is_renewed_by_every_step_of_the_optimizer_the_masks_and_every_lo
 
 
 def test_the_copy_of_a_target_network_is_renewed_by_every_sync():
-    network, target = (fold_convolutions(dqn.QNetwork(6, 32)) for _ in range(2))
+    network, target = (fold_convolutions(dqn.QNetwork(6, (32, 64, 64, 32))) for _ in range(2))
     target.requires_grad_(False)
     low, start = low_precision(target, torch.bfloat16), flat(target)
     assert is_rounded(low, target) and not any(p.requires_grad for p in low.parameters())

@@ -13,6 +13,7 @@ import torch
 from analysis import costs
 from evals import efficiency
 from prune_utils.device import fold_convolutions, low_precision
+from prune_utils.shrink import without_dead_units
 from tests.conftest import SCRIPTS, summary, weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ def outputs(network: torch.nn.Module) -> torch.Tensor:
 
 def some_network(algorithm: str) -> torch.nn.Module:
     """With biases that count (PPO's are born 0) and heads of a size that shows a difference."""
-    network = fold_convolutions(NETWORKS[algorithm](6, hidden_size=64))
+    network = fold_convolutions(NETWORKS[algorithm](6, (32, 64, 64, 64)))
     for name, p in network.named_parameters():
         p.data.normal_(std=0.05 if p.dim() > 1 else 0.5, generator=torch.Generator().manual_seed(len(name)))
     return network
@@ -56,7 +57,7 @@ def test_removing_dead_units_changes_no_output_and_removes_those_that_their_remo
         network.fc1.weight.view(64, 64, 49)[:, 3] = 0  # nobody reads channel 3 of conv3 ...
         network.conv3.weight[[i for i in range(64) if i != 3], 5] = 0  # ... which alone reads channel 5 of conv2
         network.fc1.weight[7] = 0
-    smaller = efficiency.without_dead_units(network)
+    smaller = without_dead_units(network)
     assert [len(layer.weight) for layer in (smaller.conv1, smaller.conv2, smaller.conv3, smaller.fc1)] == [29, 63, 63, 63]
     torch.testing.assert_close(outputs(smaller), outputs(network))
     assert len(network.conv1.weight) == 32 and not torch.equal(outputs(network), 0 * outputs(network))
@@ -65,11 +66,11 @@ def test_removing_dead_units_changes_no_output_and_removes_those_that_their_remo
 @both
 def test_a_network_without_dead_units_stays_as_it_is_and_an_empty_layer_keeps_one_unit(algorithm):
     network = some_network(algorithm)
-    untouched = efficiency.without_dead_units(network)
+    untouched = without_dead_units(network)
     assert all(torch.equal(a, b) for a, b in zip(untouched.parameters(), network.parameters(), strict=True))
     emptied = copy.deepcopy(network)
     emptied.conv2.weight.data.zero_()
-    smaller = efficiency.without_dead_units(emptied)
+    smaller = without_dead_units(emptied)
     assert [len(layer.weight) for layer in (smaller.conv1, smaller.conv2)] == [1, 1]
     torch.testing.assert_close(outputs(smaller), outputs(emptied))
 

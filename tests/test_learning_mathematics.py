@@ -68,7 +68,7 @@ def test_epsilon_greedy_explores_at_its_rate_and_draws_the_same_numbers_whatever
 
 def test_one_whole_dqn_update_equals_cleanrls_written_out_with_an_unfused_adam():
     torch.manual_seed(0)
-    network, reference, target = (dqn.QNetwork(6, 64) for _ in range(3))
+    network, reference, target = (dqn.QNetwork(6, (32, 64, 64, 64)) for _ in range(3))
     reference.load_state_dict(network.state_dict())
     batch = (frames(8, 1), torch.arange(8) % 6, torch.randn(8, generator=generator()), frames(8, 2), torch.arange(8) % 4 == 0)
     optimizer = PreallocatedAdam(network.parameters(), lr=1e-4, eps=1e-8)
@@ -90,7 +90,7 @@ def test_one_whole_dqn_update_equals_cleanrls_written_out_with_an_unfused_adam()
 
 def test_two_updates_from_one_batch_equal_two_from_its_halves_as_the_target_network_stands_still_between_them():
     torch.manual_seed(0)
-    one, two, target = (dqn.QNetwork(6, 64) for _ in range(3))
+    one, two, target = (dqn.QNetwork(6, (32, 64, 64, 64)) for _ in range(3))
     two.load_state_dict(one.state_dict())
     batch = (
         frames(16, 1),
@@ -189,7 +189,7 @@ def ppo_minibatch(agent, n: int = 16):
 @pytest.mark.parametrize("norm_adv", [True, False])
 def test_one_whole_ppo_update_equals_cleanrls_written_out_with_an_unfused_adam(clip_vloss, norm_adv):
     torch.manual_seed(0)
-    agent, reference = ppo.Agent(6, 64), ppo.Agent(6, 64)
+    agent, reference = ppo.Agent(6, (32, 64, 64, 64)), ppo.Agent(6, (32, 64, 64, 64))
     reference.load_state_dict(agent.state_dict())
     args, minibatch = ppo.Args(clip_vloss=clip_vloss, norm_adv=norm_adv), ppo_minibatch(agent)
     optimizer = PreallocatedAdam(agent.parameters(), lr=2.5e-4, eps=1e-5)

@@ -33,7 +33,7 @@ def test_a_run_learns_prunes_logs_evaluates_and_saves(algorithm, small_run):
     files = ".lock config.json source curves.csv model.pt model_packed.npz eval.csv summary.json"
     assert names == set(files.split())
 
-    network = NETWORKS[algorithm](6, SMALL[algorithm]["hidden_size"])
+    network = NETWORKS[algorithm](6, (32, 64, 64, SMALL[algorithm]["hidden_size"]))
     before = {name: t.clone() for name, t in network.state_dict().items()}
     network.load_state_dict(weights(folder))
     for name, t in network.state_dict().items():

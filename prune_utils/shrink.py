@@ -1,0 +1,77 @@
+"""Take whole channels and hidden units out of a network: its tensors get smaller, in place."""
+
+import copy
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+KeptUnits = dict[str, torch.Tensor]
+"""for hidden layers, by name, which of their units stay: (units,) bool"""
+
+
+def hidden_layers(network: nn.Module) -> dict[str, tuple[nn.Module, list[nn.Module]]]:
+    """The layers that have units, by name, each with the layers that read it. The network is a chain, then its HEADS."""
+    layers = {name: m for name, m in network.named_children() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    chain = [name for name in layers if name not in network.HEADS]
+    readers = [*([layers[name]] for name in chain[1:]), [layers[name] for name in network.HEADS]]
+    return {name: (layers[name], read_by) for name, read_by in zip(chain, readers, strict=True)}
+
+
+def keep_units(t: torch.Tensor, keep: torch.Tensor, dim: int) -> torch.Tensor:
+    """A tensor without the units that go along a dimension. fc1 reads 49 inputs of each channel of conv3."""
+    index = keep.to(t.device).repeat_interleave(t.shape[dim] // len(keep)).nonzero().squeeze(1)
+    channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
+    return t.index_select(dim, index).contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+
+
+@torch.no_grad()
+def remove_units(kept: KeptUnits, networks: list[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Remove the other units of these layers: their weights, biases and Adam moments, and what the next layer reads of them.
+
+    What stays keeps its bits. Parameters stay the same objects, so that optimizers and hooks still know them. Networks may
+    share parameters, as a low-precision copy does. CUDA graphs of the networks have to be captured anew.
+    """
+    done = set()
+    for network in networks:
+        for name, keep in kept.items():
+            layer, readers = hidden_layers(network)[name]
+            for p, dim in [(layer.weight, 0), (layer.bias, 0), *((reader.weight, 1) for reader in readers)]:
+                if (id(p), dim) in done:
+                    continue
+                done.add((id(p), dim))
+                p.data, p.grad = keep_units(p.data, keep, dim), None
+                if optimizer is not None and p in optimizer.state:
+                    state = optimizer.state[p]
+                    state |= {moment: keep_units(state[moment], keep, dim) for moment in ("exp_avg", "exp_avg_sq")}
+            for each in (layer, *readers):
+                sizes = ("out_channels", "in_channels") if isinstance(each, nn.Conv2d) else ("out_features", "in_features")
+                for size, number in zip(sizes, each.weight.shape, strict=False):
+                    setattr(each, size, number)
+
+
+@torch.no_grad()
+def without_dead_units(network: nn.Module) -> nn.Module:
+    """A copy without the channels and hidden units that no input or no output is left of: the same function, to rounding.
+
+    A unit without incoming weights is the constant relu(bias), which goes into the biases of the layers that read it: no
+    convolution here pads, so that each output sees the whole of its kernel. A removal can leave other units dead: repeat.
+    """
+    network = copy.deepcopy(network)
+    removed = True
+    while removed:
+        removed = False
+        for name, (layer, readers) in hidden_layers(network).items():
+            # (outputs, units, positions)
+            inputs = [reader.weight.unflatten(1, (len(layer.weight), -1)).flatten(2) for reader in readers]
+            keep = layer.weight.flatten(1).any(1) & torch.stack([x.any(2).any(0) for x in inputs]).any(0)
+            keep[0] |= ~keep.any()  # a layer that is emptied keeps one unit
+            if keep.all():
+                continue
+            removed = True
+            for reader, x in zip(readers, inputs, strict=True):
+                reader.bias += x.sum(2) @ (F.relu(layer.bias) * ~keep)
+            remove_units({name: keep}, [network])
+    return network
