@@ -63,6 +63,7 @@ def draw(studies: list[Study], out: Path, window: int, no_skill: dict[str, NoSki
                 left_out.append(f"changes of {study.label}: no pruned run has a dense twin")
         if measured:
             return_against_rate(measured, out, no_skill)
+            size(measured, out, no_skill)
         changed = [study for study in studies if any(share(arm, name) for arm in study.arms for name in QUANTITIES)]
         if changed:
             change_against_rate(changed, out)
@@ -278,6 +279,33 @@ def return_against_rate(studies: list[Study], out: Path, no_skill: dict[str, NoS
         scatter_by_rate(study, ax, level, line=True)
     legend_below(figure)
     save(figure, out, "return_against_rate")
+
+
+SIZES = {
+    "parameters that are left": lambda summary: summary["total"] - summary["pruned"],
+    "bytes of the packed file": lambda summary: summary["disk"].get("packed"),
+    "agent steps per second after the cut": lambda summary: summary["time"].get("agent_steps_per_second_after_cut"),
+}
+
+
+def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
+    """Return after the cut against what a cut or a small network saves, a row per study; none where all have one size."""
+    studies = [study for study in studies if any(arm.kind == "small" or "structured" in arm.kind for arm in study.arms)]
+    if not studies:
+        return
+    figure, axes = facets(len(SIZES), len(studies))
+    for study, row in zip(studies, axes, strict=True):
+        for (label, measure), ax in zip(SIZES.items(), row, strict=True):
+            for arm in study.arms:
+                sizes = arm.values(lambda run, measure=measure: measure(run.summary))
+                scores = arm.quantity("after_cut")
+                if len(sizes) and len(scores):
+                    style = {"color": COLOURS[arm.kind], "marker": MARKERS[arm.kind], "label": arm.criterion}
+                    with_interval(ax, sizes.mean(), paired.t_interval(scores), scores, style)
+            floor(ax, study, no_skill)
+            ax.set(xlabel=label, ylabel="return after the cut", title=fill(study.label, 60), xlim=(0, None), ylim=(0, None))
+    legend_below(figure)
+    save(figure, out, "size")
 
 
 def share(arm: Arm, quantity: str):

@@ -59,6 +59,7 @@ CAPTIONS = {
     "difference": "Change of the training return against the dense twin, in tenths of the steps after the cut: mean and, of "
     "several seeds, 95 % interval per tenth. A/A: equal continuations.",
     "return_against_rate": "Return after the cut: mean and, of several seeds, 95 % interval, one dot per seed; dotted: dense.",
+    "size": "Return after the cut against what is left of the network and against the speed of the training after the cut.",
     "change_against_rate": "Change against the dense twin in the four quantities: mean and, of several seeds, 95 % interval, "
     "one dot per seed.",
     "moments": "Evaluations before the cut, right after it and at the end: mean and, of several seeds, 95 % t interval, dots.",

@@ -45,7 +45,8 @@ def write_run(runs_dir: Path, algorithm: str = "dqn", arm: str = "none", seed: i
     training = given.pop("training", training)
     log_every, compress, finished = given.pop("log_every", 100), given.pop("compress", False), given.pop("finished", True)
     shares = given.pop("shares", {})
-    kind, _, rate = arm.partition("-")
+    kind, structured, rate = arm.partition("-structured")
+    kind, _, rate = (f"{kind}-structured", "-", rate[1:]) if structured else arm.partition("-")
     rate, _, fork_seed = rate.partition("fork")
     made = {"prune_type": kind, "seed": seed} | ({"prune_rate": float(rate.strip("-"))} if rate.strip("-") else {})
     made |= {"fork_from": "runs/parent", "fork_seed": int(fork_seed)} if fork_seed else {}

@@ -316,6 +316,7 @@ def test_the_same_bytes_come_from_run_folders_and_from_their_packed_copies(tmp_p
     study(runs, {"none": [100.0, 90.0], "none-fork1": [95.0], "l1-0.5": [90.0, 95.0], "random-0.8": [80.0]})
     study(runs, {"l1-0.5": [85.0], "l1-0.8": [70.0]}, prune_scope="global")  # a third criterion
     study(runs, {"none": [70.0]}, hidden_size=83)
+    study(runs, {"l1-structured-0.5": [80.0, 75.0]})
     for folder in runs.iterdir():
         shutil.copytree(folder, packed / folder.name, ignore=shutil.ignore_patterns("curves.csv"))
         (packed / folder.name / "curves.csv.gz").write_bytes(gzip.compress((folder / "curves.csv").read_bytes()))
@@ -324,7 +325,7 @@ def test_the_same_bytes_come_from_run_folders_and_from_their_packed_copies(tmp_p
         conclude(place, out=out)
     files = {file.name: file.read_bytes() for file in made[runs].iterdir()}
     assert files == {file.name: file.read_bytes() for file in made[packed].iterdir()}
-    kinds = "headline difference return_against_rate change_against_rate moments sparsity bytes speed training losses"
+    kinds = "headline difference return_against_rate size change_against_rate moments sparsity bytes speed training losses"
     for kind in kinds.split():
         assert {Path(name).suffix for name in files if name.startswith(kind)} == {".png", ".svg"}
     for table in ("changes", "returns", "evaluations", "noise", "bins", "recovery", "costs", "runs", "no_skill"):
