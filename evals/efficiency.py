@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 import timeit
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ import tyro
 
 from dqn_atari_prune import QNetwork
 from evals.common import load
+from evals.export import check_installed, onnx_bytes, onnx_network
 from ppo_atari_prune import Agent
 from prune_utils import storage
 from prune_utils.basics import UserError, check, exit_codes, say
@@ -45,6 +47,8 @@ class Args:
     """timed forward passes of each form, batch size and number of threads, a multiple of 10; all forms in turn"""
     cuda: bool = True
     """measure on the GPU where there is one"""
+    onnx: bool = False
+    """time ONNX Runtime on the CPU too, with the network that evals.export writes; needs requirements-export.txt"""
     csv: Path | None = None
     """file for the rows of the table"""
 
@@ -85,13 +89,13 @@ def resident_bytes(t: torch.Tensor) -> int:
     return sum(part.numel() * part.element_size() for part in parts)
 
 
-def latencies(forms: dict[str, nn.Module], batch: int, calls: int, device: torch.device) -> dict[str, list[float]]:
+def latencies(forms: dict[str, Callable], batch: int, calls: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each of so many forward passes of each form, in turn round by round: what drifts, drifts for all."""
     obs = torch.randint(256, (batch, 4, 84, 84), dtype=torch.uint8, device=device)
     times: dict[str, list[float]] = {name: [] for name in forms}
 
     @torch.inference_mode()
-    def forward(network: nn.Module) -> None:
+    def forward(network: Callable) -> None:
         network(obs)
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -115,7 +119,7 @@ def read(folder: Path) -> tuple[dict, nn.Module]:
     return identity, load(folder, network_class)[0]
 
 
-def measure(identity: dict, network: nn.Module, calls: int, device: torch.device) -> list[dict]:
+def measure(identity: dict, network: nn.Module, calls: int, device: torch.device, onnx: bool = False) -> list[dict]:
     """A row for each form of a network."""
     identity = identity | {"device": device_name(device.type), "torch": torch.__version__}
     identity |= {f"{name}_bytes": size for name, size in storage.storage_bytes(network.state_dict()).items()}
@@ -138,8 +142,13 @@ def measure(identity: dict, network: nn.Module, calls: int, device: torch.device
         half = low_precision(network, torch.float16)
         forms |= {"dense, fp16": half, "2:4, fp16": with_two_of_four(half)}  # timed only
         rows |= {name: identity | {"form": name, "precision": "fp16"} for name in ("dense, fp16", "2:4, fp16")}
+    if onnx:
+        data = onnx_bytes(network)
+        rows["onnx"] = identity | {"form": "onnx", "precision": "fp32", "file_bytes": len(data)}
     for threads in sorted({1, cores()} if device.type == "cpu" else {1}):
         torch.set_num_threads(threads)
+        if onnx:
+            forms["onnx"] = onnx_network(data, threads)
         for batch in BATCHES:
             for name, seconds in latencies(forms, batch, calls, device).items():
                 quartiles = (1e6 * np.percentile(seconds, (50, 25, 75))).round(1)
@@ -157,10 +166,13 @@ def main() -> None:
             raise UserError("RUN must be at least one run folder, got none")
         runs = {folder: read(folder) for folder in args.runs}  # a wrong folder is told before minutes of measuring
         device, rows = torch.device("cuda" if uses_cuda(args.cuda) else "cpu"), []
+        if args.onnx:
+            check(device.type == "cpu", "onnx", "come with --no-cuda where there is a GPU", args.onnx)
+            check_installed()
         if os.getloadavg()[0] > 0.5:
             say(f"other processes are at work (load {os.getloadavg()[0]:.1f}): latencies will show it", error=True)
         for folder, (identity, network) in runs.items():
-            rows += measure(identity, network, args.calls, device)
+            rows += measure(identity, network, args.calls, device, args.onnx)
             say(f"measured {folder}", error=True)
         table = pd.DataFrame(rows)
         if args.csv:

@@ -1,0 +1,118 @@
+"""Write a saved agent as an ONNX file, for programs without PyTorch.
+
+    python -m evals.export runs/NAME --out agent.onnx
+
+Its input `frames` is (batch, 4, 84, 84) uint8, the oldest frame first. Its outputs are `q_values` (batch, actions) of a DQN, or
+`logits` (batch, actions) and `value` (batch,) of a PPO. Units that pruning left dead are taken out. Before the file is written
+its outputs are compared with PyTorch's on the frames of a random game. Needs requirements-export.txt.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn as nn
+import tyro
+
+from dqn_atari_prune import QNetwork
+from evals.common import load
+from ppo_atari_prune import Agent
+from prune_utils.basics import UserError, check, exit_codes, say, write_atomically
+from prune_utils.device import unfold_convolutions
+from prune_utils.games import AtariGames
+from prune_utils.shrink import without_dead_units
+from prune_utils.storage import load_weights
+
+TOLERANCE = 1e-5
+
+
+@dataclass
+class Args:
+    model: Annotated[Path, tyro.conf.Positional]
+    """run folder, or its model.pt or model_packed.npz"""
+    out: Path = Path("agent.onnx")
+    """file to write"""
+    env_id: str | None = None
+    """Gymnasium id of an Atari game; None is the one that the model was trained on"""
+
+
+def real_frames(env_id: str, steps: int) -> torch.Tensor:
+    """(steps, 4, 84, 84) uint8: what a random agent sees."""
+    games, rng = AtariGames(env_id, 1, seed=0), np.random.default_rng(0)
+    seen = []
+    for _ in range(steps):
+        games.send(rng.integers(games.num_actions, size=1))
+        seen.append(games.receive().obs.copy())
+    return torch.from_numpy(np.concatenate(seen))
+
+
+def onnx_bytes(network: nn.Module) -> bytes:
+    """An ONNX file of the network, for batches of any size."""
+    network = unfold_convolutions(without_dead_units(network)).eval()
+    names = ["logits", "value"] if isinstance(network, Agent) else ["q_values"]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells which operators of torchvision are not there
+    with warnings.catch_warnings(action="ignore"):
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, 4, 84, 84, dtype=torch.uint8),),
+            input_names=["frames"],
+            output_names=names,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    return program.model_proto.SerializeToString()
+
+
+def onnx_network(data: bytes, num_threads: int = 0) -> Callable[[torch.Tensor], list[np.ndarray]]:
+    """What runs an ONNX file: frames to its outputs, on so many threads of the CPU (0: all)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
+    return lambda frames: session.run(None, {"frames": frames.numpy()})
+
+
+def check_installed() -> None:
+    """Raise UserError where a package of requirements-export.txt is missing."""
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401  torch.onnx.export needs it
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install -r requirements-export.txt") from None
+
+
+def outputs(network: nn.Module, frames: torch.Tensor) -> list[np.ndarray]:
+    with torch.no_grad():
+        out = network(frames)
+    return [t.numpy() for t in (out if isinstance(out, tuple) else (out,))]
+
+
+def main() -> None:
+    with exit_codes():
+        args = tyro.cli(Args, prog="python -m evals.export", description=__doc__)
+        check_installed()
+        writable = os.access(args.out.parent, os.W_OK | os.X_OK) and not args.out.is_dir()
+        check(writable, "out", "be a file in a folder that can be written", args.out)
+        try:
+            network_class = Agent if "actor.weight" in load_weights(args.model) else QNetwork
+        except Exception:  # `load` says what is wrong with it
+            network_class = QNetwork
+        network, env_id = load(args.model, network_class, args.env_id)
+        data, frames = onnx_bytes(network), real_frames(env_id, 100)
+        theirs = onnx_network(data)(frames)
+        worst = max(float(np.abs(a - b).max()) for a, b in zip(theirs, outputs(network, frames), strict=True))
+        if worst > TOLERANCE:
+            raise OSError(f"the ONNX outputs differ by {worst:.1e} from PyTorch's, more than {TOLERANCE:g}: nothing is written")
+        write_atomically(args.out, data)
+        say(f"{args.out}: {len(data):,} bytes; outputs differ by at most {worst:.1e} from PyTorch's on {len(frames)} stacks")
+
+
+if __name__ == "__main__":
+    main()
