@@ -60,6 +60,8 @@ class Args:
     """checkout of CleanRL"""
     cleanrl_python: str = sys.executable
     """python that runs it"""
+    csv: Path | None = None
+    """file for the measurements, written anew after each"""
     json: Path | None = None
     """file for all measurements, the table and the bounds"""
 
@@ -216,6 +218,8 @@ def main(args: Args) -> None:
                 jobs = jobs if program in ("ours", "old") else 1
                 row = measure(program, algorithm, jobs, args, scratch) | {"repetition": repetition}
                 rows.append(row)
+                if args.csv:
+                    pd.DataFrame(rows).to_csv(args.csv, index=False)
                 print(f"{repetition}: {program} {algorithm} x{jobs}: {row['steps_per_second']:.0f} steps/s", flush=True)
                 if program == "ours" and jobs == args.jobs[0] and "old" not in args.programs:
                     us = measure_bound(algorithm, row, args)

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# What only a GPU can show: the tests on it, the speed beside CleanRL, and a seed of the study.
+#   checks/gpu.sh OUT tests speed    9 minutes at most
+#   checks/gpu.sh OUT study          5 minutes at most
+# Everything is written as it comes: tests.txt, failures.txt, gpu_speed.csv, speed.txt, and packed runs in OUT/study.
+# Environment variables, with their defaults:
+#   PYTHON=.venv/bin/python   TESTS=170 SPEED=370 STUDY=300 (seconds of each part)   STEPS=20000 (of a timed run)   SEED=11
+#   CLEANRL= (a checkout; without it CleanRL is left out)   CLEANRL_PYTHON=$PYTHON
+set -uo pipefail
+if [[ " $* " == *" --help "* || $# -lt 2 ]]; then sed -n '2,/^set/s/^# //p' "$0" && exit $(($# < 2 ? 2 : 0)); fi
+for part in "${@:2}"; do
+  [[ $part =~ ^(tests|speed|study)$ ]] || { echo "error: parts are tests, speed and study, got $part" >&2 && exit 2; }
+done
+mkdir -p "$1" && out=$(realpath "$1") && shift
+cd "$(dirname "$0")/.." || exit
+PYTHON=$(realpath -s "${PYTHON:-.venv/bin/python}")
+export PYTHON OMP_NUM_THREADS=1
+"$PYTHON" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")' \
+  | tee "$out/machine.txt"
+nproc >> "$out/machine.txt"
+nvidia-cuda-mps-control -d 2>/dev/null || echo "no MPS: runs side by side take turns on the GPU" | tee -a "$out/machine.txt"
+
+tests() {
+  local began=$SECONDS
+  timeout 90 "$PYTHON" -m pytest -q tests/test_cuda.py >"$out/tests.txt" 2>&1
+  timeout $((${TESTS:-170} - SECONDS + began)) "$PYTHON" -m pytest -q -n "$(nproc)" --dist=worksteal \
+    --deselect tests/test_cuda.py >>"$out/tests.txt" 2>&1
+  grep -E '^(FAILED|ERROR|E  )' "$out/tests.txt" >"$out/failures.txt"
+  tail -n 1 "$out/tests.txt"
+}
+
+speed() {
+  local words=(--programs ours)
+  [[ -z ${CLEANRL:-} ]] || words=(--programs ours cleanrl --cleanrl "$CLEANRL" --cleanrl-python "${CLEANRL_PYTHON:-$PYTHON}")
+  timeout "${SPEED:-370}" "$PYTHON" -m checks.benchmark "${words[@]}" --rounds 3 --jobs 1 4 8 --steps "${STEPS:-20000}" \
+    --seconds 5 --csv "$out/gpu_speed.csv" | tee "$out/speed.txt"
+}
+
+study() {
+  local runs=$out/runs finished
+  RUNS_DIR=$runs SEEDS=${SEED:-11} AA=1 RATES="0.5 0.9" timeout "${STUDY:-300}" \
+    scripts/sweep_ppo.sh --num-threads 4 --checkpoint-minutes 1 | tee "$out/study.txt"
+  finished=$(find "$runs" -name summary.json -printf '%h ')
+  # shellcheck disable=SC2086
+  [[ -z $finished ]] || scripts/collect.sh "$out/study" $finished
+}
+
+for part in "$@"; do "$part"; done
