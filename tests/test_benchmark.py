@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def benchmark(tmp_path: Path, *words: str) -> tuple[dict, str]:
     """What the benchmark of short PPO runs saves and prints."""
     command = [sys.executable, "-m", "checks.benchmark", "--algorithms", "ppo", "--json", str(tmp_path / "b.json")]
+    command += ["--csv", str(tmp_path / "b.csv")]
     command += ["--steps", "1024", "--num-envs", "2", "--num-threads", "1", "--seconds", "1", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -28,6 +29,7 @@ def test_the_benchmark_runs_programs_in_turn_and_saves_rows_ratios_and_the_share
     saved, printed = benchmark(tmp_path, "--programs", "ours", "sb3", "--rounds", "2")
     table = pd.DataFrame(saved["rows"])
     assert table.program.tolist() == ["ours", "sb3", "ours", "sb3"] and table.repetition.tolist() == [1, 1, 2, 2]
+    assert pd.read_csv(tmp_path / "b.csv").steps_per_second.tolist() == table.steps_per_second.tolist()
     assert (table.steps_per_second > 0).all() and (table.peak_ram_bytes > 1e8).all()
     assert [row["program"] for row in saved["table"]] == ["ours", "sb3"] and saved["table"][1]["median ratio to sb3"] == 1
     assert [row["repetition"] for row in saved["bounds"]] == [1, 2]

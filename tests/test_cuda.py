@@ -58,7 +58,7 @@ def test_a_captured_function_does_what_it_does_eagerly_and_warming_it_up_changes
 @both
 def test_a_low_precision_copy_follows_the_steps_that_a_graph_takes(algorithm):
     network_class = SCRIPTS[algorithm].QNetwork if algorithm == "dqn" else SCRIPTS[algorithm].Agent
-    network = fold_convolutions(network_class(6, 64)).cuda().to(memory_format=torch.channels_last)
+    network = fold_convolutions(network_class(6, (32, 64, 64, 64))).cuda().to(memory_format=torch.channels_last)
     optimizer = PreallocatedAdam(network.parameters(), lr=1e-2, eps=1e-8)
     low = low_precision(network, torch.bfloat16, optimizer)
     obs = torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8, device="cuda")
@@ -79,8 +79,11 @@ def test_a_low_precision_copy_follows_the_steps_that_a_graph_takes(algorithm):
 
 @both
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_of_cuda_graphs_ends_in_the_same_bits_as_one_without_them(small_run, algorithm, precision, monkeypatch):
-    options = {"prune_rate": 0.5, "prune_type": "l1", "precision": precision}
+@pytest.mark.parametrize("prune_type", ["l1", "l1-structured"])
+def test_a_run_of_cuda_graphs_ends_in_the_same_bits_as_one_without_them(
+    small_run, algorithm, prune_type, precision, monkeypatch
+):
+    options = {"prune_rate": 0.5, "prune_type": prune_type, "precision": precision}
     captured = small_run(algorithm, **options)
     monkeypatch.setattr(SCRIPTS[algorithm], "graphed", eager)
     assert bits(small_run(algorithm, name="eager", **options)) == bits(captured)
