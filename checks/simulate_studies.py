@@ -1,16 +1,19 @@
 """Do the intervals and tests of the report keep their promises? Thousands of simulated studies go through analysis.paired.
 
-    python -m checks.simulate_studies                    # 10,000 studies of each design, a few minutes
+    python -m checks.simulate_studies                    # 10,000 studies of each design, half a minute
 
 A run's return is the mean of its arm, plus a deviation of its seed, plus one of its own, as shares of the mean. All runs of a
 seed share one of 3.1 %. A run's own deviation is that of the quantity. Return after the cut: 4.4 % for DQN (what five seeds of
 Dopamine's DQN leave, a third of their variance taken to be shared) and 7.5 % for PPO (four A/A pairs). Late return: 5 % and
-13 %. Final network: 20 % and 13 %, as a gamma distribution, and its games on top. Games follow a gamma distribution too, with a
-deviation of 270 (DQN) or 145 points (PPO). Each dense run has an A/A twin, or three forks like every arm (forks 3).
+13 %. One tenth: 4 % and 9 % (one and four A/A pairs). Final network and shock: 20 % and 13 %, as a gamma distribution, and 10
+games of each network on top. Games follow a gamma distribution too, with a deviation of 270 (DQN) or 145 points (PPO). The
+shock is of one network of each seed, before the cut and after it. Each dense run has an A/A twin, or three forks like every
+arm (forks 3).
 
 First table: shares of the studies whose 95 % interval covers the truth, and shares of false statements.
 
-    mean, difference, change   an arm's mean, its paired difference in points and in per cent of dense (the loss is 10 %)
+    mean, difference, change   an arm's mean, its paired difference in points and in per cent of dense; the loss is 10 %, of the
+                               shock and of a tenth, the first one after the cut, 50 %
     simultaneous               all exploratory arms and trends of a study at once
     deviation, equals          how far the difference that the declared test is of deviates between seeds, from arms by seeds
                                and from equal continuations; the seeds needed are computed from their ends
@@ -39,9 +42,11 @@ GAME = {"dqn": 270.0, "ppo": 145.0}
 RATES = {"dqn": [0.05, 0.1, 0.3, 0.5, 0.8], "ppo": [0.1, 0.3, 0.5]}
 SHARED = 0.031
 OWN = {
-    "dqn": {"return after the cut": 0.044, "late return": 0.05, "final network": 0.20},
-    "ppo": {"return after the cut": 0.075, "late return": 0.13, "final network": 0.13},
+    "dqn": {"return after the cut": 0.044, "late return": 0.05, "final network": 0.20, "shock": 0.20, "one tenth": 0.04},
+    "ppo": {"return after the cut": 0.075, "late return": 0.13, "final network": 0.13, "shock": 0.13, "one tenth": 0.09},
 }
+LOSS = {"shock": 0.5, "one tenth": 0.5}
+"""what the arm of the first table loses; of the other quantities it is the margin"""
 
 
 @dataclass
@@ -62,14 +67,23 @@ def network_games(rng, algorithm: str, networks: np.ndarray, games: int) -> np.n
     return rng.gamma(games * shape, networks / (games * shape))
 
 
+def around_one(rng, deviation: float, shape: tuple) -> np.ndarray:
+    """Draws of a gamma distribution whose mean is 1."""
+    return rng.gamma(1 / deviation**2, deviation**2, shape)
+
+
 def runs(rng, algorithm: str, quantity: str, studies: int, seeds: int, forks: int, losses, interaction: float = 0.0) -> list:
-    """For each arm, dense (no loss) first, the value of each run: (studies, seeds, runs)."""
+    """For each arm the value of each run: (studies, seeds, runs). First comes dense, or of the shock the network before it."""
     seed, own, arms = rng.normal(0, SHARED, (studies, seeds, 1)), OWN[algorithm][quantity], []
+    if quantity == "shock":
+        seed = (1 + seed) * around_one(rng, own, seed.shape) - 1
     for arm, loss in enumerate([0.0, *losses]):
         k = (forks or 1) + (arm == 0)  # the dense run goes on beside its forks
         mean = MEAN[algorithm] * (1 - loss) * (1 + seed + rng.normal(0, interaction, (studies, seeds, 1)))
-        if quantity == "final network":
-            arms.append(network_games(rng, algorithm, mean * rng.gamma(1 / own**2, own**2, (studies, seeds, k)), 10))
+        if quantity == "shock" and arm == 0:
+            arms.append(network_games(rng, algorithm, mean, 10))
+        elif quantity in ("final network", "shock"):
+            arms.append(network_games(rng, algorithm, mean * around_one(rng, own, (studies, seeds, k)), 10))
         else:
             arms.append(mean * (1 + rng.normal(0, own, (studies, seeds, k))))
     return arms
@@ -100,14 +114,14 @@ def coverage(
     """Shares of simulated studies: intervals that cover the truth, and false statements."""
     rng, rates, base = np.random.default_rng(seed), RATES[algorithm], MEAN[algorithm]
     design, spread = (rng, algorithm, quantity, studies, seeds, forks), {"interaction": interaction}
-    row = {"algorithm": algorithm, "quantity": quantity, "seeds": seeds, "forks": forks}
+    row, loss = {"algorithm": algorithm, "quantity": quantity, "seeds": seeds, "forks": forks}, LOSS.get(quantity, MARGIN)
 
-    dense, half = (arm.mean(-1) for arm in runs(*design, [MARGIN], **spread))
-    change = paired.ratio_interval(half - dense, dense)
-    row["mean"] = share(covered(paired.t_interval(half), base * (1 - MARGIN)))
-    row["difference"] = share(covered(paired.t_interval(half - dense), -MARGIN * base))
+    dense, arm = (values.mean(-1) for values in runs(*design, [loss], **spread))
+    change = paired.ratio_interval(arm - dense, dense)
+    row["mean"] = share(covered(paired.t_interval(arm), base * (1 - loss)))
+    row["difference"] = share(covered(paired.t_interval(arm - dense), -loss * base))
     row["withheld"] = share(np.isnan(change[1]))
-    row["change"] = share(covered(change, -MARGIN)[~np.isnan(change[1])])
+    row["change"] = share(covered(change, -loss)[~np.isnan(change[1])])
     if quantity != "return after the cut":  # of which alone there are answers and simultaneous intervals
         return row
     row["false_yes"], row["false_no"] = share(change[1] > -MARGIN), share(change[2] < -MARGIN)

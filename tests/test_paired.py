@@ -150,7 +150,7 @@ def test_intervals_cover_the_truth_and_false_statements_are_as_rare_as_promised(
     assert found["false_yes"] < 0.035 and found["false_no"] < 0.035 and found["false_alarm"] < 0.06
 
 
-@pytest.mark.parametrize("quantity", ["late return", "final network"])
+@pytest.mark.parametrize("quantity", ["late return", "final network", "shock", "one tenth"])
 @pytest.mark.parametrize("algorithm", OWN)
 def test_intervals_of_noisier_quantities_cover_the_truth_too(algorithm, quantity):
     found = coverage(algorithm, quantity, 3, 0, studies=4000)
