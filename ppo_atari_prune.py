@@ -46,8 +46,8 @@ class Args:
     """use only deterministic cuDNN algorithms"""
     cuda: bool = True
     """use the GPU where there is one"""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """what the network computes in while training; auto is bf16 on a CPU with bf16 instructions, else (on a GPU too) fp32"""
+    precision: Literal["auto", "bf16", "tf32", "fp32"] = "auto"
+    """what the network trains in; auto is tf32 on a GPU that has it, bf16 on a CPU with bf16 instructions, else fp32"""
     num_threads: int = 0
     """CPU threads of the network and the emulator; 0 is all the cores that this process may use"""
     track: bool = False

@@ -59,7 +59,7 @@ def parts(args: Args) -> dict[str, float]:
     resolved = resolve(True, "auto", args.num_threads, {})
     device, dtype = torch.device(resolved["device"]), DTYPES[resolved["precision"]]
     cuda = device.type == "cuda"
-    configure(resolved["num_threads"], deterministic=True)
+    configure(resolved["num_threads"], resolved["precision"], deterministic=True)
     games, rng = AtariGames(args.env_id, n, 1, resolved["num_threads"]), np.random.default_rng(0)
     network = fold_convolutions(NETWORKS[args.algorithm](games.num_actions))
     network = network.to(device, memory_format=torch.channels_last)

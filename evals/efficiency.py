@@ -31,7 +31,7 @@ from evals.export import check_installed, onnx_bytes, onnx_network
 from ppo_atari_prune import Agent
 from prune_utils import storage
 from prune_utils.basics import UserError, check, exit_codes, say
-from prune_utils.device import cores, device_name, low_precision, uses_cuda
+from prune_utils.device import cores, device_name, low_precision, true_fp32, uses_cuda
 from prune_utils.evaluation import multiply_adds
 from prune_utils.shrink import without_dead_units
 
@@ -119,6 +119,7 @@ def read(folder: Path) -> tuple[dict, nn.Module]:
     return identity, load(folder, network_class)[0]
 
 
+@true_fp32()
 def measure(identity: dict, network: nn.Module, calls: int, device: torch.device, onnx: bool = False) -> list[dict]:
     """A row for each form of a network."""
     identity = identity | {"device": device_name(device.type), "torch": torch.__version__}

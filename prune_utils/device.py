@@ -4,7 +4,8 @@ import copy
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from prune_utils.basics import say
+from prune_utils.basics import check, say
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+"""of weights and activations; tf32 rounds them inside the products of a GPU"""
 
 
 # --------------------------------------------------------------------------------------------------------------- machine
@@ -29,24 +31,48 @@ def uses_cuda(cuda: bool) -> bool:
     return cuda and torch.cuda.is_available()
 
 
+def has_tf32(device: str) -> bool:
+    """Whether the device is a GPU that can multiply fp32 numbers in TF32: with 11 significant bits, and faster."""
+    return device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+
+
 def resolve(cuda: bool, precision: str, num_threads: int, recorded: dict) -> dict:
     """What the options turn into on this machine. A run that resumes or forks keeps its recorded precision and threads."""
     device = "cuda" if uses_cuda(cuda) else "cpu"
     if cuda and device == "cpu":
         say("no CUDA device: training on the CPU", error=True)
+    tf32 = has_tf32(device)
+    without = "be auto, bf16 or fp32 where no GPU of compute capability 8.0 or more is used"
+    check(precision != "tf32" or tf32, "precision", without, precision)
     if precision == "auto":
         bf16 = device == "cpu" and torch.cpu._is_avx512_bf16_supported()
-        precision = recorded.get("precision", "bf16" if bf16 else "fp32")
+        here = "tf32" if tf32 else "bf16" if bf16 else "fp32"
+        precision = recorded.get("precision", here)
+        precision = here if precision == "tf32" and not tf32 else precision  # the run then refuses to go on here
     return {"device": device, "precision": precision, "num_threads": num_threads or recorded.get("num_threads") or cores()}
 
 
-def configure(num_threads: int, deterministic: bool) -> None:
+def configure(num_threads: int, precision: str, deterministic: bool) -> None:
     """Set torch's global switches for a training."""
     torch.set_flush_denormal(True)  # Adam's moments of dead weights decay into denormals, which made its step 15 times slower
     torch.set_num_threads(num_threads)
     torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # PyTorch's default is True
     if num_threads > 1 and os.getloadavg()[0] > cores() / 2:
         say(f"other processes keep the cores busy: --num-threads 1 may be faster than {num_threads} threads", error=True)
+
+
+@contextmanager
+def true_fp32() -> Iterator[None]:
+    """In here, or in a function that it decorates, a GPU computes fp32 in fp32, whatever the training does."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def device_name(device: str) -> str:

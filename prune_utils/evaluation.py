@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from prune_utils.device import true_fp32
 from prune_utils.games import AtariGames, atari_spec
 
 Policy = Callable[[torch.Tensor], torch.Tensor]
@@ -35,6 +36,7 @@ class Counted:
 
 
 @torch.no_grad()
+@true_fp32()
 def play(
     policy: Policy, env_id: str, eval_episodes: int, seed: int, num_threads: int = 0, each_step: Callable = lambda: None
 ) -> list[dict]:
@@ -96,6 +98,7 @@ def multiply_adds(network: nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
+@true_fp32()
 def record_video(policy: Policy, env_id: str, seed: int, path: Path) -> float:
     """Play one game in colour with the stable-baselines3 wrappers, write it as an mp4 at 15 frames per second; its score."""
     from moviepy import ImageSequenceClip

@@ -220,7 +220,7 @@ class Run:
         resolved = self.config["resolved"]
         self.device, self.dtype = torch.device(resolved["device"]), device.DTYPES[resolved["precision"]]
         self.num_threads = resolved["num_threads"]
-        device.configure(self.num_threads, args.torch_deterministic)
+        device.configure(self.num_threads, resolved["precision"], args.torch_deterministic)
         self.listen()
 
     def describe(self, recorded: dict) -> None:

@@ -157,16 +157,34 @@ def test_cuda_wanted_where_there_is_none_is_no_error_but_a_line(capsys, monkeypa
     assert capsys.readouterr().err == ""
 
 
-def test_precision_auto_is_bf16_on_a_cpu_that_computes_in_it_and_fp32_elsewhere(monkeypatch):
-    for has_bf16, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
-        assert device.resolve(cuda=False, precision="auto", num_threads=1, recorded={})["precision"] == precision
+@pytest.mark.parametrize(
+    ("capability", "has_bf16", "expected"),
+    [(None, True, "bf16"), (None, False, "fp32"), ((8, 0), True, "tf32"), ((9, 0), False, "tf32"), ((7, 5), True, "fp32")],
+)
+def test_precision_auto_is_tf32_on_a_gpu_that_has_it_and_bf16_on_a_cpu_that_has_it(capability, has_bf16, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: capability is not None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bf16)
+    found = device.resolve(cuda=True, precision="auto", num_threads=1, recorded={})
+    assert found == {"device": "cuda" if capability else "cpu", "precision": expected, "num_threads": 1}
+    # what a run recorded elsewhere is kept where it can be, so that another machine is seen as a difference
+    recorded = device.resolve(cuda=True, precision="auto", num_threads=1, recorded={"precision": "tf32"})
+    assert recorded["precision"] == expected
+
+
+@pytest.mark.parametrize(("cuda", "capability"), [(True, None), (False, (9, 0)), (True, (7, 5))])
+def test_tf32_is_refused_where_no_gpu_computes_in_it(cuda, capability, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: capability is not None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    told = "--precision must be auto, bf16 or fp32 where no GPU of compute capability 8.0 or more is used, got tf32"
+    with pytest.raises(UserError, match=f"^{told}$"):
+        device.resolve(cuda=cuda, precision="tf32", num_threads=1, recorded={})
 
 
 def test_many_threads_on_cores_that_are_busy_are_a_hint_and_one_thread_is_none(capsys, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     for load, threads, hint in ((0.0, 8, False), (device.cores(), 8, True), (device.cores(), 1, False)):
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
-        device.configure(threads, deterministic=True)
+        device.configure(threads, "fp32", deterministic=True)
         told = capsys.readouterr().err
         assert told == "other processes keep the cores busy: --num-threads 1 may be faster than 8 threads\n" * hint

@@ -1,5 +1,6 @@
 """On a GPU: a captured run is the eager run, bit for bit, and takes no more memory when it is longer."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,16 @@ import torch.nn as nn
 
 from checks.kill_runs import bits
 from dqn_atari_prune import mask_gradients
-from prune_utils.device import PreallocatedAdam, fold_convolutions, graphed, low_precision
+from prune_utils.device import (
+    PreallocatedAdam,
+    configure,
+    fold_convolutions,
+    graphed,
+    has_tf32,
+    low_precision,
+    resolve,
+    true_fp32,
+)
 from tests.conftest import SCRIPTS, SMALL, flags, summary
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -78,7 +88,7 @@ def test_a_low_precision_copy_follows_the_steps_that_a_graph_takes(algorithm):
 
 
 @both
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
 @pytest.mark.parametrize("prune_type", ["l1", "l1-structured"])
 def test_a_run_of_cuda_graphs_ends_in_the_same_bits_as_one_without_them(
     small_run, algorithm, prune_type, precision, monkeypatch
@@ -87,6 +97,31 @@ def test_a_run_of_cuda_graphs_ends_in_the_same_bits_as_one_without_them(
     captured = small_run(algorithm, **options)
     monkeypatch.setattr(SCRIPTS[algorithm], "graphed", eager)
     assert bits(small_run(algorithm, name="eager", **options)) == bits(captured)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or not has_tf32("cuda"), reason="needs a GPU that computes in TF32")
+def test_products_and_convolutions_are_rounded_in_tf32_alone_and_not_in_what_is_evaluated(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    torch.manual_seed(0)
+    layers = {"products": nn.Linear(1024, 1024).cuda(), "convolutions": nn.Conv2d(64, 64, 3).cuda()}
+    inputs = {"products": torch.randn(256, 1024, device="cuda"), "convolutions": torch.randn(32, 64, 32, 32, device="cuda")}
+
+    @torch.no_grad()
+    def errors() -> list[float]:
+        """Largest error of each layer in shares of its largest output; fp32 rounds to 6e-8, TF32 to 5e-4."""
+        found = []
+        for name, layer in layers.items():
+            exact = copy.deepcopy(layer).double()(inputs[name].double())
+            found.append(float((layer(inputs[name]) - exact).abs().max() / exact.abs().max()))
+        return found
+
+    with true_fp32():  # afterwards all is as before
+        for precision, rounds in (("tf32", True), ("fp32", False), ("bf16", False)):
+            configure(1, precision, deterministic=True)
+            assert [error > 3e-5 for error in errors()] == [rounds] * 2
+            with true_fp32():
+                assert max(errors()) < 3e-5
+    assert resolve(True, "auto", 1, {})["precision"] == "tf32"
 
 
 @both

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from checks.kill_runs import bits
-from prune_utils.device import peak_ram_bytes
+from prune_utils.device import peak_ram_bytes, true_fp32
+from prune_utils.games import AtariGames
 from prune_utils.log import Log
 from prune_utils.run import Run, source_files
 from tests.conftest import SCRIPTS, SHORT, SMALL, flags, rows, summary, weights
@@ -271,6 +273,33 @@ def test_in_bf16_what_computes_is_the_rounded_network_at_every_moment(algorithm,
     monkeypatch.setattr(Run, "evaluate", look)
     script.train(script.Args(**SHORT[algorithm] | {"precision": "bf16", "prune_rate": 0.5, "runs_dir": str(tmp_path)}))
     assert moments == ["before_prune", "after_prune", "final"] and len(pairs) == (2 if algorithm == "dqn" else 1)
+
+
+@pytest.mark.parametrize(("algorithm", "precision"), [("dqn", "tf32"), ("ppo", "fp32")])
+def test_tf32_is_on_where_a_run_trains_in_it_and_off_in_its_evaluations(algorithm, precision, monkeypatch, tmp_path):
+    """Of the switches alone: on a CPU they change nothing. tests/test_cuda.py has what they do."""
+    script, update, training, evaluation = SCRIPTS[algorithm], SCRIPTS[algorithm].update, [], []
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def update_and_look(*args):
+        training.append((matmul.allow_tf32, cudnn.allow_tf32))
+        return update(*args)
+
+    def hold_noop(obs):
+        evaluation.append((matmul.allow_tf32, cudnn.allow_tf32))
+        return torch.zeros(len(obs), dtype=torch.int64)
+
+    monkeypatch.setattr(script, "update", update_and_look)
+    monkeypatch.setattr(script, "make_policy", lambda network, seed, **_: hold_noop)
+    monkeypatch.setattr("prune_utils.evaluation.AtariGames", partial(AtariGames, max_frames=40))
+    resolved = {"device": "cpu", "precision": precision, "num_threads": 1}  # tf32 as on a GPU
+    monkeypatch.setattr("prune_utils.device.resolve", lambda *_: dict(resolved))
+    with true_fp32():  # afterwards they are as before
+        cudnn.allow_tf32 = True  # its default
+        folder = script.train(script.Args(**SHORT[algorithm] | {"eval_episodes": 1, "runs_dir": str(tmp_path)}))
+    assert len(training) > 30 and set(training) == {(precision == "tf32",) * 2}
+    assert len(evaluation) == 30 and set(evaluation) == {(False, False)}  # 10 steps at each of the three moments
+    assert json.loads((folder / "config.json").read_text())["resolved"].items() >= resolved.items()
 
 
 @both
