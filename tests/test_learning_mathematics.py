@@ -66,28 +66,6 @@ def test_epsilon_greedy_explores_at_its_rate_and_draws_the_same_numbers_whatever
     assert torch.equal(after[0], after[1]) and torch.equal(after[1], after[2])
 
 
-def test_one_whole_dqn_update_equals_cleanrls_written_out_with_an_unfused_adam():
-    torch.manual_seed(0)
-    network, reference, target = (dqn.QNetwork(6, (32, 64, 64, 64)) for _ in range(3))
-    reference.load_state_dict(network.state_dict())
-    batch = (frames(8, 1), torch.arange(8) % 6, torch.randn(8, generator=generator()), frames(8, 2), torch.arange(8) % 4 == 0)
-    optimizer = PreallocatedAdam(network.parameters(), lr=1e-4, eps=1e-8)
-    loss, mean_q = dqn.update(network, network, target, optimizer, {}, batch, 8, 0.99)
-
-    obs, actions, rewards, next_obs, dones = batch
-    goal = [float(r) + 0.99 * target(s[None]).max().item() * (not d) for r, s, d in zip(rewards, next_obs, dones, strict=True)]
-    old = reference(obs).gather(1, actions.view(-1, 1)).squeeze()
-    expected = nn.functional.mse_loss(old, torch.tensor(goal))
-    adam = torch.optim.Adam(reference.parameters(), lr=1e-4, foreach=False, fused=False)
-    expected.backward()
-    adam.step()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and mean_q.item() == pytest.approx(
-        old.mean().item(), rel=1e-4
-    )
-    for p, r in zip(network.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(p, r, rtol=1e-4, atol=2e-6)
-
-
 def test_two_updates_from_one_batch_equal_two_from_its_halves_as_the_target_network_stands_still_between_them():
     torch.manual_seed(0)
     one, two, target = (dqn.QNetwork(6, (32, 64, 64, 64)) for _ in range(3))
