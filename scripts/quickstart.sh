@@ -42,7 +42,7 @@ wait "$dqn_pid" || { failed=$? && echo "error: the DQN run failed (exit $failed)
 echo
 "$python" -m analysis.table runs/quickstart_ppo runs/quickstart_dqn
 echo
-echo "Runs as short as these learn next to nothing: random play scores 153 here, and holding FIRE about 270."
+echo "Runs as short as these learn next to nothing: random play scores 147 here, and holding RIGHTFIRE 283."
 echo "The curves: .venv/bin/tensorboard --logdir runs"
 
 echo
