@@ -2,8 +2,9 @@
 
     SEEDS="1 2" RATES="0.5" python -m checks.plan_sweep ppo [OPTION OF EVERY RUN]...
 
-The first line of standard output is the number of runs side by side and the GPUs to use (`-` for none). Each line after it
-is a run: its name, the name of its dense run, its command. The commands of phase one end in --until-cut.
+The first line of standard output is the number of runs side by side, the GPUs to use (`-` for none), and with --track the
+command for their dashboard. Each line after it is a run: its name, the name of its dense run, its command. The commands of
+phase one end in --until-cut.
 """
 
 import json
@@ -108,6 +109,13 @@ def line(run, dense: str, script: str, options: list[str], until_cut: bool = Fal
     return f"{name} {dense} {shlex.join(command)}"
 
 
+def dashboard(args, games: list[str]) -> list[str]:
+    """The words of the command for the W&B view and report of tracked runs; none where they are not tracked."""
+    words = [sys.executable, "scripts/wandb_dashboard.py", "--project", args.wandb_project_name, "--games", *games]
+    words += ["--entity", args.wandb_entity] if args.wandb_entity else []
+    return words if args.track else []
+
+
 # --------------------------------------------------------------------------------------------------------------- the cost
 def memory(root: Path = Path("/")) -> tuple[int, int]:
     """Bytes that are free, and that there are at all, for this process: on the machine and in each cgroup around it."""
@@ -163,7 +171,8 @@ def plan(algorithm: str, options: list[str]) -> None:
     # names hold the threads: they depend on options, cores and GPUs, never on what is free now
     gpus = torch.cuda.device_count() if uses_cuda(args.cuda) else 0
     args.num_threads = args.num_threads or (max(1, cores() // (RUNS_PER_GPU * gpus)) if gpus else 1)
-    runs = make_runs(args, read_variables(args), forks, aa)
+    matrix = read_variables(args)
+    runs = make_runs(args, matrix, forks, aa)
     dense = [(run, name) for run, name in runs if run.fork_from is None]
 
     buffer = args.buffer_size * dqn_atari_prune.TRANSITION_BYTES if algorithm == "dqn" else 0
@@ -197,7 +206,7 @@ def plan(algorithm: str, options: list[str]) -> None:
             f"{smaller}; JOBS=1 tries it all the same"
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-    print(jobs, visible if gpus else "-")
+    print(shlex.join([str(jobs), visible if gpus else "-", *dashboard(args, matrix["env_id"])]))
     file = f"{algorithm}_atari_prune.py"
     print("\n".join(line(run, name, file, options, until_cut=True) for run, name in dense))
     print("\n".join(line(run, name, file, options) for run, name in runs))

@@ -17,8 +17,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 export RUNS_DIR=${RUNS_DIR:-runs} GPUS
-plan=$("${PYTHON:-.venv/bin/python}" -m checks.plan_sweep "$@") # jobs and GPUs, then lines of NAME DENSE_NAME COMMAND...
-read -r jobs GPUS <<<"$plan"
+plan=$("${PYTHON:-.venv/bin/python}" -m checks.plan_sweep "$@") # jobs, GPUs, dashboard; then NAME DENSE_NAME COMMAND...
+read -r jobs GPUS dashboard <<<"$plan"
 list=$(tail -n +2 <<<"$plan")
 if [[ ${DRY_RUN:-0} == 1 ]]; then
   cut -d' ' -f3- <<<"$list"
@@ -92,4 +92,5 @@ trap 'kill -TERM -- "-$(jobs -p)"' TERM INT HUP
 code=0
 wait $! || code=$?
 while [[ -n $(jobs -pr) ]]; do wait $! || code=$?; done # a signal ends the first wait early
+[[ -z $dashboard || $code == 143 ]] || echo "the W&B view and report of these runs: $dashboard"
 exit "$code"

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import tyro
 import yaml
 
 from checks import plan_sweep
 from prune_utils.basics import parse_options
 from prune_utils.run import CRITERIA, default_run_name
+from scripts import wandb_dashboard
 from tests.conftest import SCRIPTS, SMALL, flags, summary
 from tests.test_resume import same_bits
 
@@ -179,6 +181,25 @@ def test_what_no_run_would_take_is_refused_in_one_line(words, says, monkeypatch,
     printed = capsys.readouterr()
     assert refused.value.code == 2 and says in " ".join(printed.err.split()) and printed.out == ""
     assert printed.err.count("\n") == 1 or words == "--gama 0.9"  # tyro draws a box around that
+
+
+def test_a_tracked_sweep_ends_with_the_command_for_its_dashboard_whether_or_not_runs_failed(capsys, tmp_path):
+    games = ["SpaceInvadersNoFrameskip-v4", "ALE/Pong-v5"]
+    plan("ppo", "--track", "--wandb-entity", "me", GAMES=" ".join(games), JOBS="1", RUNS_DIR=str(tmp_path))
+    words = shlex.split(capsys.readouterr().out.splitlines()[0])[2:]
+    assert words[:2] == [sys.executable, "scripts/wandb_dashboard.py"]
+    assert tyro.cli(wandb_dashboard.Args, args=words[2:]) == wandb_dashboard.Args("me", "atari-prune", tuple(games))
+
+    stub = tmp_path / "python"  # both the plan and the runs
+    for code, command in ((0, " my dashboard"), (1, " my dashboard"), (0, "")):
+        planned = f"1 -{command}", f"a a {stub} a --until-cut", f"a a {stub} a"
+        lines = "".join(f"echo '{line}'\n" for line in planned)
+        stub.write_text(f"#!/bin/sh\n[ $1 != -m ] && touch {tmp_path}/a/prune_point.pt && exit {code}\n{lines}")
+        stub.chmod(0o755)
+        (tmp_path / "a").mkdir(exist_ok=True)
+        done = run("ppo", PYTHON=str(stub), RUNS_DIR=str(tmp_path))
+        ends = done.stdout.splitlines()[-1] == "the W&B view and report of these runs: my dashboard"
+        assert (done.returncode, ends) == (code, bool(command)), done.stdout + done.stderr
 
 
 def test_a_sweep_that_is_refused_starts_nothing(tmp_path):

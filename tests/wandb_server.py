@@ -21,6 +21,7 @@ Row = tuple[int, str, float]
 KEY = "0" * 40
 """the one that the server takes"""
 CREDENTIALS = "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
+PROJECT = "atari-prune"
 USER = {"id": "u", "username": "u", "entity": "ent", "flags": "{}", "email": "a@b", "teams": {"edges": []}}
 SERVER = {"features": [], "cliVersionInfo": {"max_cli_version": "9.9.9"}, "latestLocalVersionInfo": None}
 
@@ -79,8 +80,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def graphql(self, query: str, variables: dict) -> dict:
         operation = re.search(r"(query|mutation)\s+(\w+)", query)[2]
-        if operation == "Viewer":
-            return {"viewer": USER}
+        if operation in ("Viewer", "GetDefaultEntity"):
+            return {"viewer": USER | {"defaultEntity": {"name": "ent"}}}
+        if operation in ("ProjectViews", "View", "ProjectInternalId", "GetProjects", "SpecificReport") or "upsertView" in query:
+            return self.saved_views(operation, variables)
         if operation == "ServerFeaturesQuery" or "serverInfo" in query:
             return {"serverInfo": SERVER, "viewer": USER}
         if operation == "RunResumeStatus":
@@ -122,6 +125,27 @@ class Handler(BaseHTTPRequestHandler):
             }
         return {}
 
+    def saved_views(self, operation: str, variables: dict) -> dict:
+        """Views and reports of the entity `ent`, which has one project."""
+        views, project = self.server.views, {"id": "p", "name": PROJECT, "entityName": "ent", "internalId": "i"}
+        if operation == "SpecificReport":
+            return {"view": views.get(variables["reportId"])}
+        if operation == "GetProjects":
+            node = project | {"createdAt": "", "isBenchmark": False, "user": None}
+            return {"models": {"edges": [{"node": node, "cursor": "1"}], "pageInfo": {"endCursor": "1", "hasNextPage": False}}}
+        name = variables.get("projectName") or variables.get("project") or variables.get("name")
+        if (variables.get("entityName") or variables.get("entity"), name) != ("ent", PROJECT):
+            return {"project": None, "upsertView": None}
+        if operation.lower().startswith("upsertview"):
+            number = variables.get("id") or base64.b64encode(f"View:{len(views)}".encode()).decode()
+            inserted = number not in views
+            views[number] = variables | {"id": number, "project": project, "updatedAt": "2026-11-28T00:00:00"}
+            return {"upsertView": {"view": views[number], "inserted": inserted}}
+        wanted, called = variables.get("viewType"), variables.get("viewName")
+        found = [view for view in views.values() if view["type"] == wanted and called in (None, view["name"])]
+        edges = [{"node": view, "cursor": view["id"]} for view in found]
+        return {"project": project | {"allViews": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}}
+
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
@@ -132,9 +156,9 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving():
-    """The server, running; server.runs is what it was told, server.server_port its port."""
+    """The server, running; server.runs and server.views are what it was told, server.server_port its port."""
     server = Server(("127.0.0.1", 0), Handler)
-    server.runs = {}
+    server.runs, server.views = {}, {}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
