@@ -20,6 +20,25 @@ HEADER = "global_step,tag,value\n"
 RESENT = 2000
 """rows that W&B is sent again after a resume: more than a killed client holds back, which uploads every 15 seconds"""
 
+LAYOUT = {
+    "What did the cut cost": {
+        "training return": ["charts/episodic_return"],
+        "return before the cut, right after it, at the end": ["eval/.*_return"],
+    },
+    "What did it gain": {
+        "sparsity of the network and of each tensor": ["prune/sparsity.*"],
+        "bytes on disk, dense and packed": ["disk/(dense|packed)_bytes"],
+        "agent steps per second": ["charts/SPS"],
+    },
+    "Is training healthy": {
+        "loss": ["losses/.*_loss"],
+        "Q values": ["losses/q_values"],
+        "entropy": ["losses/entropy"],
+        "approximate KL": ["losses/approx_kl"],
+    },
+}
+"""TensorBoard's page of custom scalars: sections, charts, and regular expressions of the tags in each"""
+
 
 class Log:
     """Curves of a run. Clocks, which never repeat, go to TensorBoard and W&B only: the bytes of curves.csv repeat."""
@@ -51,6 +70,7 @@ class Log:
         purge_step = None if saved is None else 0 if forked else global_step + 1
         self.tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
         self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
+        self.tensorboard.add_custom_scalars({k: {c: ["Multiline", tags] for c, tags in v.items()} for k, v in LAYOUT.items()})
         self.sent = own["sent"] if (folder / "wandb_id").exists() else 0  # rows that earlier processes gave to this W&B run
         self.wandb = start_wandb(folder, config, arm) if config["options"]["track"] else None
         rows = [row.split(",") for row in self.rows[0].splitlines()[1:]]

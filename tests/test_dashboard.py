@@ -1,15 +1,18 @@
-"""scripts/wandb_dashboard.py: one view and one report, of what runs really log; one line for what is wrong."""
+"""The W&B dashboard and TensorBoard's: one view and one report, of what runs really log; one line for what is wrong."""
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
-import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
+import wandb
 from prune_utils.log import Log
 from prune_utils.run import arm
 from scripts import wandb_dashboard
@@ -143,6 +146,19 @@ def test_the_saved_view_and_report_show_what_a_run_of_each_algorithm_logs_and_no
 def test_the_gpu_metrics_have_the_names_that_the_client_gives_them():
     monitor = (Path(wandb.__file__).parent / "bin" / "wandb-symon").read_bytes()
     assert all(name.rpartition(".")[2].encode() in monitor for name in ONLY_ON_A_GPU)
+
+
+def test_the_custom_scalars_of_tensorboard_have_a_chart_for_nothing_that_is_not_logged(small_run):
+    logged, patterns = set(), set()
+    for algorithm in SCRIPTS:
+        events = EventAccumulator(str(small_run(algorithm, prune_type="l1", prune_rate=0.5))).Reload()
+        layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+        assert [category.title for category in layout.category] == list(panels())[:3]
+        patterns |= {pattern for category in layout.category for chart in category.chart for pattern in chart.multiline.tag}
+        logged |= set(events.Tags()["scalars"])
+    found = {pattern: [tag for tag in logged if re.match(pattern, tag)] for pattern in patterns}
+    assert all(found.values()) and found["charts/episodic_return"] == ["charts/episodic_return"]
+    assert len(found["prune/sparsity.*"]) == 15 and len(found["disk/(dense|packed)_bytes"]) == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ one of each
