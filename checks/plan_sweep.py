@@ -9,7 +9,6 @@ phase one end in --until-cut.
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -23,7 +22,7 @@ import torch
 import dqn_atari_prune
 import ppo_atari_prune
 from prune_utils.basics import UserError, exit_codes, parse_options
-from prune_utils.device import cores, uses_cuda
+from prune_utils.device import cores, memory, uses_cuda
 from prune_utils.run import CRITERIA, default_run_name
 
 SCRIPTS = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}
@@ -117,33 +116,6 @@ def dashboard(args, games: list[str]) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------------------- the cost
-def memory(root: Path = Path("/")) -> tuple[int, int]:
-    """Bytes that are free, and that there are at all, for this process: on the machine and in each cgroup around it."""
-    meminfo = root / "proc" / "meminfo"
-    if not meminfo.exists():  # no Linux
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return total, total
-    sizes = {name: 1024 * int(kilobytes) for name, kilobytes in re.findall(r"(\w+): +(\d+) kB", meminfo.read_text())}
-    free, total = sizes["MemAvailable"], sizes["MemTotal"]
-    for entry in (root / "proc" / "self" / "cgroup").read_text().splitlines():
-        _, controllers, path = entry.split(":", 2)
-        if controllers == "":  # cgroup version 2
-            mount, limit_file, usage_file, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "file"
-        elif "memory" in controllers.split(","):
-            mount, cache = root / "sys/fs/cgroup/memory", "total_cache"
-            limit_file, usage_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        group = mount / path.strip("/")  # in a container it may not be there, but its root is
-        for folder in (group, *group.parents[: len(group.parts) - len(mount.parts)]):
-            with suppress(OSError, ValueError, KeyError):  # no such group; no limit, which is written as `max`
-                limit = int((folder / limit_file).read_text())
-                stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
-                used = int((folder / usage_file).read_text()) - int(stat[cache])  # cached files give way
-                free, total = min(free, limit - used), min(total, limit)
-    return free, total
-
-
 def speed(algorithm: str, runs_dir: Path, bf16: bool) -> tuple[float | None, str]:
     """Agent steps per second of each of several runs side by side, and where that is known from."""
     here = []

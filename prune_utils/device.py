@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -84,9 +84,36 @@ def device_name(device: str) -> str:
     return model[1] if model else platform.machine()
 
 
+def memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes that are free, and that there are at all, for this process: on the machine and in each cgroup around it."""
+    meminfo = root / "proc" / "meminfo"
+    if not meminfo.exists():  # no Linux
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total
+    sizes = {name: 1024 * int(kilobytes) for name, kilobytes in re.findall(r"(\w+): +(\d+) kB", meminfo.read_text())}
+    free, total = sizes["MemAvailable"], sizes["MemTotal"]
+    for entry in (root / "proc" / "self" / "cgroup").read_text().splitlines():
+        _, controllers, path = entry.split(":", 2)
+        if controllers == "":  # cgroup version 2
+            mount, limit_file, usage_file, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "file"
+        elif "memory" in controllers.split(","):
+            mount, cache = root / "sys/fs/cgroup/memory", "total_cache"
+            limit_file, usage_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = mount / path.strip("/")  # in a container it may not be there, but its root is
+        for folder in (group, *group.parents[: len(group.parts) - len(mount.parts)]):
+            with suppress(OSError, ValueError, KeyError):  # no such group; no limit, which is written as `max`
+                limit = int((folder / limit_file).read_text())
+                stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / usage_file).read_text()) - int(stat[cache])  # cached files give way
+                free, total = min(free, limit - used), min(total, limit)
+    return free, total
+
+
 def memory_bytes(cuda: bool) -> int:
-    """Memory of the GPU that a run trains on, or of this machine: all of it, whatever other runs hold now."""
-    return torch.cuda.mem_get_info()[1] if uses_cuda(cuda) else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory that a run has here, of its GPU or of the machine: all of it, whatever other runs hold now."""
+    return torch.cuda.mem_get_info()[1] if uses_cuda(cuda) else memory()[1]
 
 
 def peak_ram_bytes(pid: int | str = "self") -> int | None:

@@ -1,6 +1,8 @@
 """What computes and how: low-precision copies, folded convolutions, Adam, CUDA graphs on a CPU, arrays for the device."""
 
 import copy
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch.nn as nn
 import dqn_atari_prune as dqn
 import ppo_atari_prune as ppo
 from prune_utils import device
+from prune_utils.basics import UserError
 from prune_utils.device import (
     FoldedConv2d,
     Inbox,
@@ -255,3 +258,50 @@ def test_a_run_that_goes_on_keeps_its_precision_and_threads_unless_told_otherwis
     assert resolve(False, "auto", 0, recorded) == {"device": "cpu", "precision": "bf16", "num_threads": 77}
     assert resolve(False, "fp32", 3, recorded) == {"device": "cpu", "precision": "fp32", "num_threads": 3}
     assert resolve(False, "auto", 0, {})["num_threads"] == device.cores()
+
+
+def machine(root: Path, cgroup: str, files: dict[str, int | str]) -> Path:
+    """A root folder of a machine with 16 GiB, 12 of them free, and these cgroups."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "meminfo").write_text(f"MemTotal:  {16 << 20} kB\nMemFree: 5 kB\nMemAvailable:  {12 << 20} kB\n")
+    (root / "proc" / "self" / "cgroup").write_text(cgroup)
+    for name, text in files.items():
+        (root / "sys/fs/cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys/fs/cgroup" / name).write_text(f"{text}\n")
+    return root
+
+
+GIB = 1 << 30
+V2 = {"memory.max": 4 * GIB, "memory.current": 3 * GIB, "memory.stat": f"anon {GIB}\nfile {2 * GIB}"}  # 1 GiB is not cache
+V1 = {"memory.limit_in_bytes": 4 * GIB, "memory.usage_in_bytes": 3 * GIB, "memory.stat": f"cache 0\ntotal_cache {2 * GIB}"}
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "folder", "files"),
+    [
+        ("0::/", "", V2),  # a container
+        ("0::/a/b", "a", V2 | {"b/memory.max": "max"}),  # a limit above
+        ("0::/a/b", "a/b", V2),
+        ("0::/docker/123", "", V2),  # the path of the host, seen in a container
+        ("5:devices:/\n4:memory:/a\n0::/", "memory/a", V1),
+        ("4:cpu,memory:/docker/123\n0::/", "memory", V1),
+    ],
+)
+def test_the_memory_is_that_of_the_tightest_cgroup_and_cached_files_in_it_count_as_free(cgroup, folder, files, tmp_path):
+    root = machine(tmp_path, cgroup, {os.path.join(folder, name): text for name, text in files.items()})
+    assert device.memory(root) == (3 * GIB, 4 * GIB)
+
+
+@pytest.mark.parametrize("cgroup", ["0::/a", "4:memory:/\n0::/", "1:cpu:/memory"])
+def test_without_a_limit_the_memory_is_that_of_the_machine(cgroup, tmp_path):
+    unlimited = {"a/memory.max": "max", "memory/memory.limit_in_bytes": 9223372036854771712, "memory/memory.usage_in_bytes": 0}
+    root = machine(tmp_path, cgroup, unlimited | {"memory/memory.stat": "total_cache 0"})
+    assert device.memory(root) == (12 * GIB, 16 * GIB)
+
+
+def test_a_replay_buffer_has_to_fit_into_the_cgroup_and_not_only_into_the_machine(monkeypatch):
+    monkeypatch.setattr(device, "memory", lambda: (GIB, 4 * GIB))
+    most = 4 * GIB // dqn.TRANSITION_BYTES
+    with pytest.raises(UserError, match=rf"^--buffer-size must .* and fit into the memory here \({most}\), got 1000000$"):
+        dqn.Args(cuda=False)  # 7 GB
+    assert dqn.Args(cuda=False, buffer_size=most).buffer_size == most

@@ -228,45 +228,6 @@ def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_
     assert f"about 1.0 hours at the speed of 1 finished runs in {tmp_path};" in capsys.readouterr().err
 
 
-def machine(root: Path, cgroup: str, files: dict[str, int | str]) -> Path:
-    """A root folder of a machine with 16 GiB, 12 of them free, and these cgroups."""
-    (root / "proc" / "self").mkdir(parents=True)
-    (root / "proc" / "meminfo").write_text(f"MemTotal:  {16 << 20} kB\nMemFree: 5 kB\nMemAvailable:  {12 << 20} kB\n")
-    (root / "proc" / "self" / "cgroup").write_text(cgroup)
-    for name, text in files.items():
-        (root / "sys/fs/cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "sys/fs/cgroup" / name).write_text(f"{text}\n")
-    return root
-
-
-GIB = 1 << 30
-V2 = {"memory.max": 4 * GIB, "memory.current": 3 * GIB, "memory.stat": f"anon {GIB}\nfile {2 * GIB}"}  # 1 GiB is not cache
-V1 = {"memory.limit_in_bytes": 4 * GIB, "memory.usage_in_bytes": 3 * GIB, "memory.stat": f"cache 0\ntotal_cache {2 * GIB}"}
-
-
-@pytest.mark.parametrize(
-    ("cgroup", "folder", "files"),
-    [
-        ("0::/", "", V2),  # a container
-        ("0::/a/b", "a", V2 | {"b/memory.max": "max"}),  # a limit above
-        ("0::/a/b", "a/b", V2),
-        ("0::/docker/123", "", V2),  # the path of the host, seen in a container
-        ("5:devices:/\n4:memory:/a\n0::/", "memory/a", V1),
-        ("4:cpu,memory:/docker/123\n0::/", "memory", V1),
-    ],
-)
-def test_the_memory_is_that_of_the_tightest_cgroup_and_cached_files_in_it_count_as_free(cgroup, folder, files, tmp_path):
-    root = machine(tmp_path, cgroup, {os.path.join(folder, name): text for name, text in files.items()})
-    assert plan_sweep.memory(root) == (3 * GIB, 4 * GIB)
-
-
-@pytest.mark.parametrize("cgroup", ["0::/a", "4:memory:/\n0::/", "1:cpu:/memory"])
-def test_without_a_limit_the_memory_is_that_of_the_machine(cgroup, tmp_path):
-    unlimited = {"a/memory.max": "max", "memory/memory.limit_in_bytes": 9223372036854771712, "memory/memory.usage_in_bytes": 0}
-    root = machine(tmp_path, cgroup, unlimited | {"memory/memory.stat": "total_cache 0"})
-    assert plan_sweep.memory(root) == (12 * GIB, 16 * GIB)
-
-
 def test_where_not_even_one_run_fits_the_sweep_says_what_is_needed_and_jobs_overrules_it(monkeypatch, capsys):
     monkeypatch.setattr(plan_sweep, "memory", lambda: (3.5e9, 4.0e9))
     monkeypatch.setattr(plan_sweep, "cores", lambda: 8)
