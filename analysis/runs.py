@@ -22,6 +22,8 @@ BEGUN = (".lock", "config.json.part")
 MOMENTS = ("before_prune", "after_prune", "final")
 CURVES = ("charts/episodic_return", "prune/sparsity", "losses/")
 """beginnings of the tags that are read"""
+MAY_BE_UNDEFINED = "losses/explained_variance"
+"""its value in a rollout whose returns are all the same is nan or -inf"""
 OPTIONS = {"env_id": (str,), "seed": (int,), "total_timesteps": (int,), "prune_type": (str,), "prune_rate": (float, int)}
 """options that say what a run is, and their types: none of these is ever assumed"""
 RESOLVED = ("device", "precision", "num_threads", "torch", "source_sha256")
@@ -181,6 +183,8 @@ def read_run(folder: Path) -> Run | Named:
                 ensure(type(options[name]) in types, f"config.json has the {name} {options[name]!r}")
             for name in RESOLVED:
                 ensure(name in resolved, f"config.json has no resolved {name}")
+            versions = config.get("versions", {})  # older ones have none
+            ensure(isinstance(versions, dict), f"config.json has the versions {versions!r}")
             if algorithm not in DESIGN:
                 return Named("unknown", folder.name, f"the analysis knows no algorithm {algorithm}")
             if options["prune_type"] not in ("none", *CRITERIA):
@@ -215,6 +219,10 @@ def read_results(run: Run, window: int) -> None:
             ensure(isinstance(summary[name], kind), f"summary.json has {name} {summary[name]!r}")
         sizes = [summary["disk"]["dense"], *summary["disk"].values()]
         ensure(all(isinstance(size, int) for size in sizes), f"summary.json has disk {summary['disk']!r}")
+        numbers = summary["time"] | summary.get("multiply_adds", {})
+        numbers |= {f"{m} commonest_action_share": run.commonest_action(m) for m in moments}
+        for name, value in numbers.items():
+            ensure(value is None or type(value) in (int, float), f"summary.json has {name} {value!r}")
         check_pruning(run)
     if moments:
         with reading("eval.csv"):
@@ -234,6 +242,8 @@ def read_results(run: Run, window: int) -> None:
             if tag.startswith(CURVES):
                 of_tag = rows[rows.tag == tag]
                 run.curves[tag] = of_tag.global_step.to_numpy(), of_tag.value.to_numpy()
+                for step, _, value in of_tag[~np.isfinite(of_tag.value)].itertuples(index=False):
+                    ensure(tag == MAY_BE_UNDEFINED, f"curves.csv has {tag} {value:g} at step {step:,}")
         ensure("prune/sparsity" in run.curves, "curves.csv has no row prune/sparsity, which tells the step of the cut")
         past = rows.iloc[: int((rows.tag == "prune/sparsity").argmax())]
         run.past = [f"{step} {tag} {value}" for step, tag, value in past.itertuples(index=False)]

@@ -160,6 +160,23 @@ def change_config(folder: Path, part: str, *without: str, **values) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def change_summary(folder: Path, *path: str, value) -> None:
+    """Give an entry of summary.json, which may lie in others, another value."""
+    told = summary(folder)
+    *above, name = path
+    part = told
+    for key in above:
+        part = part[key]
+    part[name] = value
+    (folder / "summary.json").write_text(json.dumps(told))
+
+
+def change_curve(folder: Path, row: str, value: str) -> None:
+    """Give a row of curves.csv, named by its step and tag, another value."""
+    text = (folder / "curves.csv").read_text()
+    (folder / "curves.csv").write_text(re.sub(f"(?m)^{row},.*$", f"{row},{value}", text))
+
+
 BREAK = {
     "config.json cannot be read (JSONDecodeError": lambda folder: torn(folder, "config.json"),
     "config.json cannot be read (TypeError": lambda folder: (folder / "config.json").write_text("[]"),
@@ -184,6 +201,19 @@ BREAK = {
     "config.json has no option prune_rate": lambda folder: change_config(folder, "options", "prune_rate"),
     "config.json has the total_timesteps None": lambda folder: change_config(folder, "options", total_timesteps=None),
     "config.json has the prune_type 1": lambda folder: change_config(folder, "options", prune_type=1),
+    "config.json has the versions 'numpy 2'": lambda folder: (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('{"numpy": "2.4.6"}', '"numpy 2"')
+    ),
+    "summary.json has peak_ram_bytes '1 GB'": lambda folder: change_summary(folder, "time", "peak_ram_bytes", value="1 GB"),
+    "summary.json has dense []": lambda folder: change_summary(folder, "multiply_adds", "dense", value=[]),
+    "summary.json has final commonest_action_share 'all'": lambda folder: change_summary(
+        folder, "eval", "final", "commonest_action_share", value="all"
+    ),
+    "summary.json cannot be read (TypeError": lambda folder: change_summary(folder, "multiply_adds", value=None),
+    "curves.csv has charts/episodic_return inf at step 500": lambda folder: change_curve(
+        folder, "500,charts/episodic_return", "inf"
+    ),
+    "curves.csv has losses/td_loss nan at step 1,500": lambda folder: change_curve(folder, "1500,losses/td_loss", "nan"),
     "config.json has no resolved precision": lambda folder: change_config(folder, "resolved", "precision"),
     "curves.csv has no row prune/sparsity": lambda folder: (folder / "curves.csv").write_text(
         (folder / "curves.csv").read_text().replace("prune/sparsity", "prune/density")
@@ -204,6 +234,13 @@ def test_a_broken_file_is_named_and_its_run_is_neither_a_zero_nor_dropped_silent
     assert row(tables["returns"], "none").seeds == 2 and row(tables["returns"], "none").after_cut == 110
     assert row(tables["changes"], "l1-0.5").pairs == 2 and row(tables["returns"], "l1-0.5").seeds == 3
     assert f"broken: {folder.name}" in text(tmp_path / "report of runs")
+
+
+def test_the_explained_variance_of_returns_that_are_all_the_same_may_be_undefined(tmp_path):
+    for folder in study(tmp_path / "runs", {"none": DENSE[:1], "l1-0.5": L1[:1]}, "ppo").iterdir():
+        change_curve(folder, "500,losses/explained_variance", "-inf")
+        change_curve(folder, "1500,losses/explained_variance", "nan")
+    assert "named" not in conclude(tmp_path / "runs")
 
 
 def test_runs_that_the_analysis_does_not_know_are_named_and_the_others_are_reported(tmp_path):
