@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-import wandb
 from prune_utils.log import Log
 from prune_utils.run import arm
 from scripts import wandb_dashboard
