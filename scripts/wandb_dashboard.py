@@ -92,7 +92,7 @@ def panels() -> dict[str, list[Panel]]:
         Panel(
             "Final return against rate",
             ["effective_prune_rate", "eval.final.mean"],
-            "a dot per run or group, coloured by criterion: l1 orange, random blue, dense grey",
+            "a dot per run or group; in the view l1 is orange, random blue, dense grey",
             kind="scatter",
         ),
     ]
@@ -215,11 +215,10 @@ def find(path: str, kind: str):
     try:
         return next((view for view in views if view.display_name == TITLE), None)
     except ValueError:
-        if views.last_response["project"]:
+        if (views.last_response or {}).get("project"):
             raise
-        raise UserError(
-            f"no project {path} for this key: check --entity and --project, or log a run with --track first"
-        ) from None
+        advice = "check --entity and --project, or log a run with --track first"
+        raise UserError(f"no project {path} for this key: {advice}") from None
 
 
 def save(args: Args) -> None:
