@@ -18,6 +18,7 @@ import tyro
 TITLE = "What one pruning step costs and gains"
 ALGORITHMS = ("dqn", "ppo")
 COLOURS = {"l1": (0xD5, 0x5E, 0x00), "random": (0x00, 0x72, 0xB2)}
+COLOURS |= {"l1-structured": (0xE6, 0x9F, 0x00), "random-structured": (0x56, 0xB4, 0xE9)}
 """of the criteria, as in the figures of the analysis; the smaller the rate, the lighter"""
 RATES = (0.05, 0.1, 0.3, 0.5, 0.8, 0.9)
 FORMATS = ["dense", "coo", "csr_int64", "csr_int32", "bitmask", "bitmask_fp16_lossy", "zlib_of_dense", "zstd_of_dense"]
@@ -29,6 +30,7 @@ COLUMNS += ["config:env_id.value", "summary:eval.final.mean", "summary:sparsity"
 METHOD = """For each seed one dense run is trained. Every pruned arm starts from its checkpoint at the cut.
 The cut is halfway through the training (--prune-at). Each tensor loses the same share of its entries, for good.
 `l1` removes the smallest entries, `random` removes random ones, `none` removes nothing.
+The structured arms remove whole channels and hidden units, which leaves a smaller network.
 Agents play whole evaluation games before the cut, right after it and at the end. Returns are the game's own score.
 A group has the runs of one game, algorithm and arm: one per seed, so n counts seeds."""
 
@@ -118,11 +120,17 @@ def panels() -> dict[str, list[Panel]]:
         Panel(
             "Speed",
             ["time.agent_steps_per_second_while_learning"],
-            "agent steps per second; masked weights are not skipped, so expect no gain",
+            "agent steps per second; masks skip no work, structured arms do less of it after the cut",
             "steps/s",
             "bars",
         ),
-        Panel("Parameters", ["total", "nonzero"], "all of them, and those that are not zero", "parameters", "bars"),
+        Panel(
+            "Parameters",
+            ["parameters", "nonzero"],
+            "all of the final network, and those that are not zero",
+            "parameters",
+            "bars",
+        ),
         Panel(
             "Multiply-adds of a forward pass",
             ["multiply_adds.dense", "multiply_adds.nonzero"],
