@@ -128,6 +128,19 @@ def same_scale(row: list) -> None:
         ax.set_ylim(low, high)
 
 
+def cut_long_intervals(row: list) -> None:
+    """One scale for axes: that of their means and dots, and as much again on both sides at most. Few seeds have intervals that
+    are many times as long: their ends leave the figure."""
+    caps = {cap for ax in row for bars in ax.containers for cap in bars[1]}
+    lines = [line for ax in row for line in ax.lines if line not in caps and line.get_label() != "cut"]  # that one is upright
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in lines])
+    same_scale(row)
+    low, high = row[0].get_ylim()
+    room = max(np.nanmax(values) - np.nanmin(values), np.nanmax(np.abs(values)) / 4)
+    for ax in row:
+        ax.set_ylim(max(low, np.nanmin(values) - room), min(high, np.nanmax(values) + room))
+
+
 def legend_below(figure, most: int = 8) -> None:
     """One legend for the whole figure, under it: rates in their order, whichever facet has them."""
     handles = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -235,6 +248,7 @@ def headline(study: Study, out: Path, no_skill: dict[str, NoSkill]) -> None:
     bottom.axhline(-MARGIN, color="black", lw=0.8, ls=":", label=f"margin, {-100 * MARGIN:.0f} %")
     bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     bottom.set_ylabel("change\nagainst dense")
+    cut_long_intervals([bottom])
     for ax in (top, bottom):
         steps_axis(ax, study)
     legend_below(figure, 3)
@@ -259,8 +273,8 @@ def difference(study: Study, styles: dict, out: Path) -> None:
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.set(ylabel="change of the training return\nagainst the dense twin", title=f"{fill(study.label, 60)}\n{criterion}")
         steps_axis(ax, study)
-        ax.set_xlim(min(study.cuts), study.steps)
-    same_scale(list(axes[0]))
+        ax.set_xlim(min(study.cuts), 1.001 * study.steps)
+    cut_long_intervals(list(axes[0]))
     legend_below(figure)
     save(figure, out, f"difference_{study.slug}")
 
@@ -277,6 +291,7 @@ def return_against_rate(studies: list[Study], out: Path, no_skill: dict[str, NoS
         floor(ax, study, no_skill)
         ax.set_ylabel("return after the cut (game score)")
         scatter_by_rate(study, ax, level, line=True)
+        cut_long_intervals([ax])
     legend_below(figure)
     save(figure, out, "return_against_rate")
 
@@ -327,7 +342,7 @@ def change_against_rate(studies: list[Study], out: Path) -> None:
             ax.set_title(heading)
             scatter_by_rate(study, ax, lambda arm, quantity=quantity: share(arm, quantity), line=False)
         row[0].set_ylabel(f"{fill(study.label, 40)}\nchange against the dense twin")
-        same_scale(list(row))
+        cut_long_intervals(list(row))
     legend_below(figure)
     save(figure, out, "change_against_rate")
 
@@ -348,7 +363,7 @@ def moments(studies: list[Study], styles: dict, out: Path, no_skill: dict[str, N
                 ax.plot(np.arange(3) + shift, means, **style)
             ax.set_xticks(range(3), MOMENTS.values())
             ax.set(ylabel="return (game score)", xlim=(-0.45, 2.45))
-        same_scale([ax for *_, ax in columns])
+        cut_long_intervals([ax for *_, ax in columns])
     legend_below(figure)
     save(figure, out, "moments")
 
@@ -373,7 +388,7 @@ def steps_axis(ax, study: Study) -> None:
     last = study.steps
     unit, name = (1e6, "millions") if last >= 1e6 else (1e3, "thousands") if last >= 10_000 else (1, "")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / unit:g}"))
-    ax.set_xlim(0, last)
+    ax.set_xlim(0, 1.001 * last)  # PPO's whole rollouts end at 1,999,872 steps: the tick of 2 millions is seen
     if ax.get_subplotspec().is_last_row():
         ax.set_xlabel(f"agent steps{', ' * bool(name)}{name} (4 frames each)")
     for cut in sorted(study.cuts):

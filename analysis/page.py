@@ -71,7 +71,8 @@ CAPTIONS = {
 }
 """of the figures below the first screen, by the beginning of their names, in their order on the page"""
 HEADLINE = "{label}: training return in tenths of the steps before and after the cut, and its change against dense. "
-HEADLINE += "Band: 95 % interval, from two seeds on. A/A: equal continuations."
+HEADLINE += "Band: 95 % interval, from two seeds on, cut off where it is wide. A/A: equal continuations."
+CUT_OFF = "Where an interval is much longer than its figure, its ends are cut off. The tables have them."
 IN_FILES_ONLY = ("named", "bins")
 STYLE = """
 body{font:16px/1.45 system-ui,sans-serif;color:#111;max-width:1120px;margin:1em auto;padding:0 1em}
@@ -79,10 +80,11 @@ h1{font-size:1.5em;margin:.3em 0}h2{margin-top:1.6em}img{max-width:100%;height:a
 .answers,.headlines{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:.6em 1.2em}
 .answers div{border-left:4px solid #0072B2;padding:.1em .8em}.answers p,.answers h2{margin:.15em 0;font-size:1em}
 .answers strong{font-size:1.15em}.floor{margin:.7em 0;color:#333}
-figure{margin:1.5em 0}.headlines figure{margin:0}figcaption{color:#444;font-size:.85em}
+figure{margin:1.5em 0;overflow-x:auto}figure img{min-width:640px}.headlines figure{margin:0}.headlines img{min-width:0}
+figcaption{color:#444;font-size:.85em}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:12px}li{margin:.3em 0}
 th,td{padding:.25em .6em;text-align:right;border-bottom:1px solid #ddd}th{vertical-align:bottom}td{white-space:nowrap}
-.named td{white-space:normal;text-align:left;overflow-wrap:anywhere}
+.named td{white-space:normal;text-align:left;overflow-wrap:anywhere}.named td:first-child{white-space:nowrap}
 """
 
 
@@ -130,7 +132,7 @@ def page(
         parts.append(f"<h3>Changes against dense</h3>{wide(tables['changes'])}")
     if "named" in tables:
         parts.append(f"<h2>Runs that are not used like the others</h2>{wide(tables['named'], 'named')}")
-    parts.append("<h2>Figures</h2>")
+    parts.append(f"<h2>Figures</h2><p>{CUT_OFF}</p>")
     for kind, caption in CAPTIONS.items():
         files = sorted([*figures.glob(f"{kind}.png"), *figures.glob(f"{kind}_*.png")])
         parts += [figure(file, caption.format(window=window)) for file in files]

@@ -430,6 +430,17 @@ def test_a_figure_with_nothing_in_it_is_left_out_and_the_page_says_why(tmp_path,
     assert f"training curves of {label}: fewer than 25 games" in page and f"losses of {label}: none were logged" in page
 
 
+def test_axes_show_all_means_and_dots_and_cut_off_intervals_that_are_many_times_as_long():
+    _, (long, short) = figures.plt.subplots(1, 2)
+    long.errorbar([1, 2], [-0.1, 0.1], yerr=5, capsize=3)
+    long.plot([1], [0.2], ".")
+    long.axvline(1, label="cut")
+    short.errorbar([1], [0.0], yerr=0.1)
+    figures.cut_long_intervals([long, short])
+    assert long.get_ylim() == short.get_ylim() == pytest.approx((-0.4, 0.5))  # from -0.1 to 0.2, and 0.3 on both sides
+    figures.plt.close("all")
+
+
 def test_a_curve_is_the_mean_of_the_last_rows_and_empty_before_there_are_half_of_them(tmp_path):
     run = collect((write_run(tmp_path, training=[(500, 8.0), (1000, 4.0), (2000, 6.0)]),), window=2)[0][0]
     curve = figures.sampled(run, "charts/episodic_return", 3)  # a half of three is two
