@@ -133,12 +133,14 @@ def cut_long_intervals(row: list) -> None:
     are many times as long: their ends leave the figure."""
     caps = {cap for ax in row for bars in ax.containers for cap in bars[1]}
     lines = [line for ax in row for line in ax.lines if line not in caps and line.get_label() != "cut"]  # that one is upright
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in lines])
+    values = np.array([y for line in lines for y in line.get_ydata()], float)
     same_scale(row)
-    low, high = row[0].get_ylim()
-    room = max(np.nanmax(values) - np.nanmin(values), np.nanmax(np.abs(values)) / 4)
+    if np.isnan(values).all():
+        return
+    least, most = np.nanmin(values), np.nanmax(values)
+    room, (low, high) = max(most - least, abs(most) / 4, abs(least) / 4) or 1.0, row[0].get_ylim()
     for ax in row:
-        ax.set_ylim(max(low, np.nanmin(values) - room), min(high, np.nanmax(values) + room))
+        ax.set_ylim(max(low, least - room), min(high, most + room))
 
 
 def legend_below(figure, most: int = 8) -> None:
@@ -505,6 +507,7 @@ def speed(studies: list[Study], out: Path) -> bool:
                 with_interval(ax, x, paired.t_interval(values), values, style)
         labels = [arm.label for arm in arms]
         ax.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor")
+        cut_long_intervals([ax])
         ax.set(ylabel="agent steps per second,\nwhile learning", ylim=(0, 1.1 * ax.get_ylim()[1]))
     save(figure, out, "speed")
     return True

@@ -80,8 +80,8 @@ h1{font-size:1.5em;margin:.3em 0}h2{margin-top:1.6em}img{max-width:100%;height:a
 .answers,.headlines{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:.6em 1.2em}
 .answers div{border-left:4px solid #0072B2;padding:.1em .8em}.answers p,.answers h2{margin:.15em 0;font-size:1em}
 .answers strong{font-size:1.15em}.floor{margin:.7em 0;color:#333}
-figure{margin:1.5em 0;overflow-x:auto}figure img{min-width:640px}.headlines figure{margin:0}.headlines img{min-width:0}
-figcaption{color:#444;font-size:.85em}
+figure{margin:1.5em 0;overflow-x:auto}figure img{min-width:640px}
+.headlines figure{margin:0}.headlines img{min-width:0;max-width:min(100%,600px)}figcaption{color:#444;font-size:.85em}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:12px}li{margin:.3em 0}
 th,td{padding:.25em .6em;text-align:right;border-bottom:1px solid #ddd}th{vertical-align:bottom}td{white-space:nowrap}
 .named td{white-space:normal;text-align:left;overflow-wrap:anywhere}.named td:first-child{white-space:nowrap}
