@@ -3,9 +3,9 @@
 Algorithm: Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), with the loss and hyperparameters of CleanRL's
 ppo_atari.py, except total_timesteps.
 
-The cut: one-shot pruning by magnitude (`l1`) or at random, as soon as global_step reaches the share `--prune-at` of the
-training: of single entries of every layer, which stay exactly zero, or (`-structured`) of whole channels and hidden units,
-which leaves a smaller network. An arm is one pruning setting; all arms of a seed are the same run until the cut.
+The cut: once, as soon as global_step reaches the share `--prune-at` of the training, the network is pruned, by magnitude (`l1`)
+or at random. Single entries of every layer become zero and stay zero. With `-structured`, whole channels and hidden units are
+removed, and a smaller network trains on. An arm is one pruning setting; all arms of a seed are the same run until the cut.
 
     python ppo_atari_prune.py --env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --seed 1
 
@@ -71,7 +71,7 @@ class Args:
     fork_from: str | None = None
     """run folder of a --prune-type none run: start from its checkpoint at the cut; only pruning and fork_seed may differ"""
     fork_seed: int | None = None
-    """with --fork-from, new random numbers from the cut on; with --prune-type none too, that is the A/A control"""
+    """with --fork-from: new random numbers from the cut on; with --prune-type none as well, the run is the A/A control"""
     until_cut: bool = False
     """stop a dense run at its cut, keeping its prune point for forks; the same command without it trains on"""
 
@@ -82,8 +82,8 @@ class Args:
     prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
     """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
-    """share to remove, in [0, 1): exactly round(rate * n) entries of each tensor (of all together in scope global), or units
-    of each hidden layer"""
+    """share to remove, in [0, 1): of entries, exactly round(rate * n) of each tensor, or of all together in scope global; of
+    units, that of each hidden layer, which keeps at least one"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_scope: Literal["layer", "global"] = "layer"
@@ -93,7 +93,7 @@ class Args:
     hidden_size: int = 512
     """units of the hidden linear layer; 83 gives a dense network about as many parameters as rate 0.8 leaves"""
     width: float = 1.0
-    """factor on the channels and units of every hidden layer, above 0: a smaller or larger dense network to compare with"""
+    """factor, in (0, 16], on the channels and units of every hidden layer; below 1, a small dense network to compare with"""
 
     total_timesteps: int = 2_000_000
     """agent steps of the run, over all games (4 frames each), rounded down to whole iterations"""
@@ -226,7 +226,7 @@ def make_masks(
     Scope `layer` removes round(rate * n) entries of each tensor. `global` ranks all tensors together by magnitude; `random`
     then removes as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: the same on every device.
     """
-    if prune_type not in ("l1", "random"):
+    if prune_type == "none" or prune_type.endswith("-structured"):
         return {}
     method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[prune_type]
     flat = {name: t.detach().float().cpu().contiguous().flatten() for name, t in tensors.items()}

@@ -320,7 +320,7 @@ def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
                     style = {"color": COLOURS[arm.kind], "marker": MARKERS[arm.kind], "label": arm.criterion}
                     with_interval(ax, sizes.mean(), paired.t_interval(scores), scores, style)
             floor(ax, study, no_skill)
-            ax.set(xlabel=label, ylabel="return after the cut", title=fill(study.label, 60), xlim=(0, None), ylim=(0, None))
+            ax.set(xlabel=label, ylabel="return after the cut", title=fill(study.label, 60), xlim=(0, None))
     legend_below(figure)
     save(figure, out, "size")
 
@@ -443,7 +443,7 @@ def sparsity(studies: list[Study], styles: dict, out: Path) -> bool:
             shares = [[counts["pruned"] / counts["total"] for counts in of_run.values()] for of_run in tensors]
             ax.plot(list(tensors[0]), np.mean(shares, axis=0), **styles[arm.rate])
         plt.setp(ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
-        ax.set(ylabel="sparsity (share of zeros)", ylim=(0, 1.03))
+        ax.set(ylabel="sparsity (share of entries removed)", ylim=(0, 1.03))
     legend_below(figure)
     save(figure, out, "sparsity")
     return True
@@ -464,7 +464,8 @@ def crossing(sparsity, ratios) -> float | None:
 def disk(studies: list[Study], out: Path) -> None:
     figure, pairs = facet_per_study(studies, 3.8, 6.4)
     for study, ax in pairs:
-        arms = [arm for arm in study.arms if arm.kind in ("none", "l1", "random")] or study.arms  # of the same shapes
+        arms = [arm for arm in study.arms if arm.kind not in ("A/A", "small") and "structured" not in arm.kind]
+        arms = arms or study.arms
         sizes = pd.DataFrame([{"rate": r.summary["sparsity"]} | r.summary["disk"] for a in arms for r in a.all_runs])
         means = sizes.groupby(sizes.rate.round(4)).mean()
         dense = means.dense.mean()

@@ -219,7 +219,7 @@ def costs_table(study: Study) -> list[dict]:
         summaries = [run.summary for run in arm.all_runs]
         row = {"study": study.label, "arm": arm.label, "seeds": len(arm.runs), "runs": len(summaries)}
         row |= {name: float(np.mean([s[name] for s in summaries])) for name in ("total", "nonzero", "sparsity")}
-        row["zeros"] = row["total"] - row["nonzero"]
+        row["zeros"] = float(np.mean([s.get("parameters", s["total"]) - s["nonzero"] for s in summaries]))
         row["kept"] = float(np.mean([s["total"] - s["pruned"] for s in summaries]))
         row["emptied"] = ", ".join(sorted({name for s in summaries for name in s["emptied"]}))
         for part in ("disk", "multiply_adds"):

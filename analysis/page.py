@@ -59,7 +59,8 @@ CAPTIONS = {
     "difference": "Change of the training return against the dense twin, in tenths of the steps after the cut: mean and, of "
     "several seeds, 95 % interval per tenth. A/A: equal continuations.",
     "return_against_rate": "Return after the cut: mean and, of several seeds, 95 % interval, one dot per seed; dotted: dense.",
-    "size": "Return after the cut against what is left of the network and against the speed of the training after the cut.",
+    "size": "Return after the cut against the parameters that are left, the bytes of the packed file and the speed after "
+    "the cut: mean and, of several seeds, 95 % interval, dots. Drawn where units were removed or a small network was trained.",
     "change_against_rate": "Change against the dense twin in the four quantities: mean and, of several seeds, 95 % interval, "
     "one dot per seed.",
     "moments": "Evaluations before the cut, right after it and at the end: mean and, of several seeds, 95 % t interval, dots.",

@@ -47,12 +47,13 @@ def size(disk: dict[str, int], name: str) -> str:
 
 def column(summary: dict) -> dict[str, str]:
     """The cells of a run, from its summary.json; `-` is what it did not measure."""
-    moments, zeros = summary.get("eval", {}), summary["total"] - summary["nonzero"]
+    moments, entries = summary.get("eval", {}), summary.get("parameters", summary["total"])
+    zeros = entries - summary["nonzero"]
     speed = summary["time"]["agent_steps_per_second_while_learning"]
     cells = {"agent steps": f"{summary['global_step']:,}"}
     cells |= {"games per moment": " / ".join(str(moments[name]["n"]) for name in MOMENTS if name in moments) or "-"}
     cells |= {label: score(moments.get(name)) for name, label in MOMENTS.items()}
-    cells |= {"zeros": f"{zeros:,} of {summary['total']:,} ({zeros / summary['total']:.1%})"}
+    cells |= {"zeros": f"{zeros:,} of {entries:,} ({zeros / entries:.1%})"}
     cells |= {label: size(summary["disk"], name) for name, label in FORMATS.items()}
     return cells | {"agent steps per second": "-" if speed is None else f"{speed:.0f}"}
 

@@ -18,17 +18,23 @@ export PYTHON OMP_NUM_THREADS=1
 "$PYTHON" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")' \
   | tee "$out/machine.txt"
 nproc >> "$out/machine.txt"
-nvidia-cuda-mps-control -d 2>/dev/null || echo "no MPS: runs side by side take turns on the GPU" | tee -a "$out/machine.txt"
+if nvidia-cuda-mps-control -d 2>/dev/null; then
+  trap 'echo quit | nvidia-cuda-mps-control' EXIT
+else
+  echo "no MPS: runs side by side take turns on the GPU" | tee -a "$out/machine.txt"
+fi
 
+# shellcheck disable=SC2329  # called by name
 tests() {
-  local began=$SECONDS
-  timeout 90 "$PYTHON" -m pytest -q tests/test_cuda.py >"$out/tests.txt" 2>&1
-  timeout $((${TESTS:-170} - SECONDS + began)) "$PYTHON" -m pytest -q -n "$(nproc)" --dist=worksteal \
-    --deselect tests/test_cuda.py >>"$out/tests.txt" 2>&1
+  local half=$((${TESTS:-170} / 2)) failed=0
+  timeout "$half" "$PYTHON" -m pytest -q tests/test_cuda.py >"$out/tests.txt" 2>&1 || failed=1
+  timeout "$half" "$PYTHON" -m pytest -q -n "$(nproc)" --dist=worksteal --deselect tests/test_cuda.py >>"$out/tests.txt" 2>&1 || failed=1
   grep -E '^(FAILED|ERROR|E  )' "$out/tests.txt" >"$out/failures.txt"
   tail -n 1 "$out/tests.txt"
+  return "$failed"
 }
 
+# shellcheck disable=SC2329
 speed() {
   local words=(--programs ours)
   [[ -z ${CLEANRL:-} ]] || words=(--programs ours cleanrl --cleanrl "$CLEANRL" --cleanrl-python "${CLEANRL_PYTHON:-$PYTHON}")
@@ -36,6 +42,7 @@ speed() {
     --seconds 5 --csv "$out/gpu_speed.csv" | tee "$out/speed.txt"
 }
 
+# shellcheck disable=SC2329
 study() {
   local runs=$out/runs finished
   RUNS_DIR=$runs SEEDS=${SEED:-11} AA=1 RATES="0.5 0.9" timeout "${STUDY:-300}" \
@@ -45,4 +52,6 @@ study() {
   [[ -z $finished ]] || scripts/collect.sh "$out/study" $finished
 }
 
-for part in "$@"; do "$part"; done
+failed=0
+for part in "$@"; do "$part" || failed=1; done
+exit $failed

@@ -5,7 +5,8 @@
 
 Forms of the same function in fp32: `dense`, model.pt as trained, zeros in place; `packed`, the same network from
 model_packed.npz; `csr`, its linear layers as CSR with 32-bit indices; `without_dead_units`, units that can't matter taken out
-of it. On a GPU also `2:4`, fc1 in half precision with the two largest of each four weights, which is another function.
+of it; with --onnx also `onnx`, the last one in ONNX Runtime. On a GPU also `2:4`, fc1 in half precision with the two largest of
+each four weights, which is another function.
 """
 
 import copy
@@ -139,7 +140,11 @@ def measure(identity: dict, network: nn.Module, calls: int, device: torch.device
         sizes["units"] = sum(len(t) for key, t in weights.items() if key.endswith("bias"))
         rows[name] = identity | {"form": name, "precision": "fp32"} | sizes
     del forms["packed"]  # in memory it is the dense one
-    if device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0) and len(network.fc1.weight) % 64 == 0:
+    if (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability() >= (8, 0)
+        and all(size % 64 == 0 for size in network.fc1.weight.shape)
+    ):
         half = low_precision(network, torch.float16)
         forms |= {"dense, fp16": half, "2:4, fp16": with_two_of_four(half)}  # timed only
         rows |= {name: identity | {"form": name, "precision": "fp16"} for name in ("dense, fp16", "2:4, fp16")}

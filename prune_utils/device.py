@@ -65,7 +65,7 @@ def configure(num_threads: int, precision: str, deterministic: bool) -> None:
 
 @contextmanager
 def true_fp32() -> Iterator[None]:
-    """In here, or in a function that it decorates, a GPU computes fp32 in fp32, whatever the training does."""
+    """Context manager and decorator: TF32 is off inside, and as before afterwards."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False
@@ -92,7 +92,8 @@ def memory(root: Path = Path("/")) -> tuple[int, int]:
         return total, total
     sizes = {name: 1024 * int(kilobytes) for name, kilobytes in re.findall(r"(\w+): +(\d+) kB", meminfo.read_text())}
     free, total = sizes["MemAvailable"], sizes["MemTotal"]
-    for entry in (root / "proc" / "self" / "cgroup").read_text().splitlines():
+    cgroup = root / "proc" / "self" / "cgroup"
+    for entry in cgroup.read_text().splitlines() if cgroup.exists() else []:
         _, controllers, path = entry.split(":", 2)
         if controllers == "":  # cgroup version 2
             mount, limit_file, usage_file, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "file"

@@ -386,6 +386,7 @@ class Run:
         )
         say(f"step {global_step:,}: the cut removed {what}")
         self.log.at_cut = (self.log.steps, self.log.seconds)
+        self.log.restart_clock(global_step)  # the lap of the cut does not count
         for name in (name for name, count in counts.items() if count["pruned"] == count["total"]):
             say(f"warning: pruning removed every entry of {name}", error=True)
         shares = {f"prune/sparsity_{name}": count["pruned"] / count["total"] for name, count in counts.items()}

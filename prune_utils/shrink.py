@@ -19,7 +19,7 @@ def hidden_layers(network: nn.Module) -> dict[str, tuple[nn.Module, list[nn.Modu
 
 
 def keep_units(t: torch.Tensor, keep: torch.Tensor, dim: int) -> torch.Tensor:
-    """A tensor without the units that go along a dimension. fc1 reads 49 inputs of each channel of conv3."""
+    """The kept units of a tensor along `dim`. A unit can own several in a row: fc1 reads 49 of each channel of conv3."""
     index = keep.to(t.device).repeat_interleave(t.shape[dim] // len(keep)).nonzero().squeeze(1)
     channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
     return t.index_select(dim, index).contiguous(

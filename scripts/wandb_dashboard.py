@@ -257,8 +257,8 @@ def exit_code(error: Exception) -> int:
 
 def main() -> None:
     args = tyro.cli(Args, prog="wandb_dashboard.py", description=__doc__)
-    os.environ.pop("WANDB_MODE", None)  # in which the runs were logged
-    os.environ["WANDB_SILENT"] = "true"  # what it says is printed here, on one line
+    os.environ.pop("WANDB_MODE", None)  # `offline` may be set for training; this has to reach the server
+    os.environ["WANDB_SILENT"] = "true"  # the client's own messages would double the ones printed here
     os.environ.setdefault("WANDB_X_GRAPHQL_RETRY_MAX", "2")  # by default a dead server is tried for many minutes
     os.environ.setdefault("WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS", "2")
     try:

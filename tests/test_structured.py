@@ -9,6 +9,7 @@ import torch
 
 import dqn_atari_prune as dqn
 import ppo_atari_prune as ppo
+from analysis.runs import read_results, read_run
 from evals import common
 from prune_utils.device import PreallocatedAdam, fold_convolutions, low_precision
 from prune_utils.games import AtariGames
@@ -175,6 +176,9 @@ def test_a_structured_run_forks_resumes_after_its_cut_and_is_evaluated_with_its_
     assert said["parameters"] == said["total"] - said["pruned"] and summary(dense)["parameters"] == said["total"]
     shares = {row["tag"]: float(row["value"]) for row in rows(scratch / "curves.csv") if row["tag"].startswith("prune/")}
     assert shares["prune/sparsity"] == said["sparsity"] and shares["prune/sparsity_conv1.weight"] == 0.5
+    run = read_run(scratch)
+    read_results(run, window=1)  # the report takes it
+    assert run.finished
     network, _ = common.load(scratch, NETWORKS[algorithm])
     assert all(torch.equal(p, tensors[name]) for name, p in network.named_parameters())
 

@@ -161,7 +161,7 @@ def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_f
         ("SEEDS=a", "error: SEEDS must be whole numbers separated by spaces, got a"),
         ("SEEDS=-1", "error: SEEDS: --seed must be at least 0, got -1"),
         ("SEEDS=,", "error: SEEDS must be whole numbers separated by spaces, got"),
-        ("TYPES=foo,l1", "error: TYPES must be words of l1 random, got foo"),
+        ("TYPES=foo,l1", f"error: TYPES must be words of {' '.join(CRITERIA)}, got foo"),
         ("GAMES=CartPole-v1", "error: GAMES: --env-id must be an Atari game, got CartPole-v1"),
         ("JOBS=x", "error: JOBS must be a whole number, got x"),
         ("AA=yes", "error: AA must be 0 or 1, got yes"),
@@ -204,7 +204,7 @@ def test_a_tracked_sweep_ends_with_the_command_for_its_dashboard_whether_or_not_
 
 def test_a_sweep_that_is_refused_starts_nothing(tmp_path):
     refused = run("ppo", TYPES="foo", RUNS_DIR=str(tmp_path / "runs"))
-    assert refused.returncode == 2 and refused.stderr == "error: TYPES must be words of l1 random, got foo\n"
+    assert refused.returncode == 2 and refused.stderr == f"error: TYPES must be words of {' '.join(CRITERIA)}, got foo\n"
     assert refused.stdout == "" and not list(tmp_path.iterdir())
 
 
