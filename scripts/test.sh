@@ -10,9 +10,9 @@ python=.venv/bin/python
 shopt -s nullglob
 shell_files=(scripts/*.sh tests/*.sh checks/*.sh .ci/run)
 
-if [[ $(id -u) == 0 ]] && ! command -v slurmctld >/dev/null && command -v apt-get >/dev/null; then
-  echo "installing Slurm for the test of scripts/slurm.sh, which is skipped without it"
-  { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm; } >/dev/null || true
+if [[ $(id -u) == 0 ]] && ! { command -v slurmctld && command -v strace; } >/dev/null && command -v apt-get >/dev/null; then
+  echo "installing Slurm and strace, for tests that are skipped without them"
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm strace; } >/dev/null || true
 fi
 [[ -x .venv/bin/pip ]] || python3 -m venv .venv
 "$python" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt

@@ -1,4 +1,4 @@
-"""The programs of checks/: each explains itself, and the comparison of two commits finds a single bit."""
+"""The programs of checks/: each explains itself; comparing two commits finds a single bit; faults do not change one."""
 
 import runpy
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from checks import same_bits
+from checks import faults, same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = r"""
@@ -139,3 +139,20 @@ def test_the_cases_are_both_algorithms_with_every_option_that_shapes_the_cut():
         needed |= {"--num-envs=1", "--num-envs=8", "--env-id=ALE/SpaceInvaders-v5"}
         assert needed <= set().union(*flags)
         assert any(case.kills == 5 for case in same_bits.cases() if case.algorithm == algorithm and not case.parent)
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_that_a_kill_a_full_disk_or_an_io_error_ends_goes_on_to_the_same_bits_and_others_are_told(tmp_path):
+    program = faults.Program("fork", tmp_path / "fork" / "runs")
+    cases = [
+        ("rename", "a/checkpoint_previous.pt", "SIGKILL"),
+        ("write", "a/checkpoint.pt.part", "ENOSPC"),
+        ("openat of events", faults.EVENTS, "ENOSPC"),
+        ("fsync", "a/summary.json.part", "EIO"),
+    ]
+    for call, file, fault in cases:
+        number = next(n for (name, n), paths in program.calls.items() if name == call and paths[-1] == program.runs / file)
+        assert program.disturb(call, number, fault) == "same"
+    program.undisturbed["a"]["model.pt"] += b"."
+    assert program.disturb("fsync", 1, "EIO") == "different"
