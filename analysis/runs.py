@@ -199,6 +199,9 @@ def read_run(folder: Path) -> Run | Named:
 def check_pruning(run: Run) -> None:
     """Broken unless as many entries are pruned, and at least as many are zero, as the options of the run say."""
     tensors = run.summary["tensors"]
+    total, of_tensors = run.summary["total"], sum(count["total"] for count in tensors.values())
+    ensure(total == of_tensors, f"summary.json has {total:,} entries, and its tensors {of_tensors:,}")
+    ensure(set(run.summary["emptied"]) <= set(tensors), f"summary.json has emptied {run.summary['emptied']!r}")
     if run.kind.endswith("-structured"):  # the rate is of units, which biases count; heads lose none
         for name, count in tensors.items():
             units, gone = count["total"], count["pruned"]
@@ -211,7 +214,7 @@ def check_pruning(run: Run) -> None:
     expected = run.rate * entries
     far = abs(pruned - expected) > len(tensors) / 2  # each tensor is rounded on its own
     ensure(not far, f"summary.json has {pruned:,} pruned entries, where {run.label} removes {expected:,.0f}")
-    zeros = run.summary["total"] - run.summary["nonzero"]
+    zeros = total - run.summary["nonzero"]
     ensure(zeros >= pruned, f"summary.json has {zeros:,} zeros at the end, where the cut removed {pruned:,}")
 
 

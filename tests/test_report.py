@@ -206,6 +206,10 @@ BREAK = {
     ),
     "summary.json has peak_ram_bytes '1 GB'": lambda folder: change_summary(folder, "time", "peak_ram_bytes", value="1 GB"),
     "summary.json has dense []": lambda folder: change_summary(folder, "multiply_adds", "dense", value=[]),
+    "summary.json has emptied ['x']": lambda folder: change_summary(folder, "emptied", value=["x"]),
+    "summary.json has 10,010 entries, and its tensors 10,015": lambda folder: change_summary(
+        folder, "tensors", "fc1.bias", "total", value=15
+    ),
     "summary.json has final commonest_action_share 'all'": lambda folder: change_summary(
         folder, "eval", "final", "commonest_action_share", value="all"
     ),
