@@ -318,8 +318,8 @@ class Run:
     # ------------------------------------------------------------------------------------------------ while it trains
     def save(self, global_step: int) -> None:
         """Write a checkpoint, unless the last one is of this moment, and keep the one before it."""
-        if self.saved == (global_step, self.cut_done):
-            return
+        if self.saved == (global_step, self.cut_done) and (self.folder / CHECKPOINTS[0]).exists():
+            return  # it is missing after a kill between two renames; the run then goes on from the one before
         state = self.config | {"format": FORMAT, "global_step": global_step, "first_step": self.first_step}
         state |= {"cut_done": self.cut_done, "evaluations": self.evaluations, "log": self.log.state_dict()}
         state |= {"commonest_actions": self.commonest_actions}

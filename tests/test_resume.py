@@ -171,6 +171,17 @@ def test_a_a_arms_differ_by_their_fork_seed_alone_whatever_their_parent_does_mea
     assert before and rows(forks[1] / "curves.csv")[: len(before)] == before and summary(forks[1])["arm"] == "none-fork2"
 
 
+def test_a_dense_run_killed_between_the_renames_of_its_checkpoint_at_the_cut_still_gets_a_prune_point(small_run, tmp_path):
+    options = SHORT["ppo"] | {"prune_type": "none", "runs_dir": str(tmp_path), "run_name": "a"}
+    folder = SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**options, until_cut=True))
+    (folder / "checkpoint.pt").rename(folder / "checkpoint_previous.pt")
+    (folder / "prune_point.pt").unlink()
+    assert same_bits(
+        SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**options)), small_run("ppo", "short", **SHORT["ppo"], prune_type="none")
+    )
+    assert load_checkpoint(folder / "prune_point.pt")["global_step"] == 80
+
+
 def test_a_dense_run_that_resumes_at_its_cut_never_takes_its_prune_point_away_from_forks(small_run, tmp_path, monkeypatch):
     folder = shutil.copytree(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"), tmp_path / "a")
     (folder / "summary.json").unlink()
