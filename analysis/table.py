@@ -53,6 +53,7 @@ def column(summary: dict) -> dict[str, str]:
     cells = {"agent steps": f"{summary['global_step']:,}"}
     cells |= {"games per moment": " / ".join(str(moments[name]["n"]) for name in MOMENTS if name in moments) or "-"}
     cells |= {label: score(moments.get(name)) for name, label in MOMENTS.items()}
+    cells |= {"parameters": f"{entries:,} ({entries / summary['total']:.2f}x)"}
     cells |= {"zeros": f"{zeros:,} of {entries:,} ({zeros / entries:.1%})"}
     cells |= {label: size(summary["disk"], name) for name, label in FORMATS.items()}
     return cells | {"agent steps per second": "-" if speed is None else f"{speed:.0f}"}

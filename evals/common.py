@@ -56,8 +56,9 @@ def recorded_options(model: Path) -> dict:
     return read_config(folder_of(model)).get("options", {})
 
 
-def load(model: Path, network_class: type[nn.Module], env_id: str | None = None) -> tuple[nn.Module, str]:
+def load(model: Path | str, network_class: type[nn.Module], env_id: str | None = None) -> tuple[nn.Module, str]:
     """The network of a saved model, as its run evaluated it, and its game. Raises UserError for a file of anything else."""
+    model = Path(model)
     if not model.exists():
         raise UserError(f"MODEL must be a run folder or a model file, got {model}: no such file")
     env_id = env_id or recorded_options(model).get("env_id")

@@ -179,7 +179,7 @@ def test_a_structured_run_forks_resumes_after_its_cut_and_is_evaluated_with_its_
     run = read_run(scratch)
     read_results(run, window=1)  # the report takes it
     assert run.finished
-    network, _ = common.load(scratch, NETWORKS[algorithm])
+    network, _ = common.load(str(scratch), NETWORKS[algorithm])
     assert all(torch.equal(p, tensors[name]) for name, p in network.named_parameters())
 
 

@@ -53,6 +53,7 @@ def test_the_table_shows_what_the_summary_says(make_run, monkeypatch, capsys):
         "return before the cut": "201.2 [178.0, 224.5]",
         "return right after": "90.0 [90.0, 90.0]",
         "return at the end": "155.0",  # one game has no interval
+        "parameters": "1,000 (1.00x)",
         "zeros": "255 of 1,000 (25.5%)",  # entries that are 0 by value: 1000 - 745, five more than were pruned
         "bytes, dense": "4,000",
         "bytes, COO": "10,000 (2.50x)",
