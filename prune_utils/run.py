@@ -152,6 +152,8 @@ def load_checkpoint(path: Path) -> dict | None:
             checkpoint = torch.load(file, weights_only=True, map_location="cpu")
             if checkpoint["format"] != FORMAT:
                 raise ValueError(f"format {checkpoint['format']}, not {FORMAT}")
+            if file != path:
+                os.replace(file, path)  # from now on it is the last one
             return checkpoint
         except Exception as error:  # whatever a torn or strange file makes the readers say
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -318,8 +320,8 @@ class Run:
     # ------------------------------------------------------------------------------------------------ while it trains
     def save(self, global_step: int) -> None:
         """Write a checkpoint, unless the last one is of this moment, and keep the one before it."""
-        if self.saved == (global_step, self.cut_done) and (self.folder / CHECKPOINTS[0]).exists():
-            return  # it is missing after a kill between two renames; the run then goes on from the one before
+        if self.saved == (global_step, self.cut_done):
+            return
         state = self.config | {"format": FORMAT, "global_step": global_step, "first_step": self.first_step}
         state |= {"cut_done": self.cut_done, "evaluations": self.evaluations, "log": self.log.state_dict()}
         state |= {"commonest_actions": self.commonest_actions}

@@ -171,17 +171,6 @@ def test_a_a_arms_differ_by_their_fork_seed_alone_whatever_their_parent_does_mea
     assert before and rows(forks[1] / "curves.csv")[: len(before)] == before and summary(forks[1])["arm"] == "none-fork2"
 
 
-def test_a_dense_run_killed_between_the_renames_of_its_checkpoint_at_the_cut_still_gets_a_prune_point(small_run, tmp_path):
-    options = SHORT["ppo"] | {"prune_type": "none", "runs_dir": str(tmp_path), "run_name": "a"}
-    folder = SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**options, until_cut=True))
-    (folder / "checkpoint.pt").rename(folder / "checkpoint_previous.pt")
-    (folder / "prune_point.pt").unlink()
-    assert same_bits(
-        SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**options)), small_run("ppo", "short", **SHORT["ppo"], prune_type="none")
-    )
-    assert load_checkpoint(folder / "prune_point.pt")["global_step"] == 80
-
-
 def test_a_dense_run_that_resumes_at_its_cut_never_takes_its_prune_point_away_from_forks(small_run, tmp_path, monkeypatch):
     folder = shutil.copytree(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"), tmp_path / "a")
     (folder / "summary.json").unlink()
@@ -358,7 +347,8 @@ def test_a_checkpoint_that_is_torn_flipped_or_empty_gives_way_to_the_one_before_
     for broken in (good[: len(good) // 2], bytes(flipped), b"", b"no archive"):
         path.write_bytes(broken), previous.write_bytes(good)
         assert load_checkpoint(path)["global_step"] == SHORT["dqn"]["total_timesteps"] // 2
-        previous.write_bytes(broken)
+        assert path.read_bytes() == good and not previous.exists()  # it is the last one from now on
+        path.write_bytes(broken), previous.write_bytes(broken)
         with pytest.raises(OSError, match="no good checkpoint is left"):
             load_checkpoint(path)
         assert path.read_bytes() == broken  # nothing is deleted
@@ -377,6 +367,19 @@ def paused(tmp_path, main) -> Path:
     """The folder of a short dense PPO at its cut."""
     assert main("ppo", short("ppo", tmp_path / "a", prune_type="none", until_cut=True)) == 0
     return tmp_path / "a"
+
+
+@pytest.mark.parametrize("left", [None, b"torn"])
+def test_a_dense_run_that_goes_on_at_its_cut_from_the_checkpoint_before_keeps_a_whole_prune_point(
+    small_run, paused, main, left
+):
+    (paused / "checkpoint.pt").rename(paused / "checkpoint_previous.pt")  # as a kill between two renames leaves it
+    (paused / "prune_point.pt").unlink()
+    if left:
+        (paused / "checkpoint.pt").write_bytes(left)
+    assert main("ppo", short("ppo", paused, prune_type="none")) == 0
+    assert load_checkpoint(paused / "prune_point.pt")["global_step"] == 80
+    assert bits(paused) == bits(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"))
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_when_there_is_room(small_run, paused, main, capsys):
