@@ -153,10 +153,11 @@ def of_noise(row: dict) -> str:
     deviation, low, high = (100 * row[f"deviation{end}"] for end in ("", "_low", "_high"))
     freedom = f"{row['df']:.0f} {'degree' if row['df'] == 1 else 'degrees'} of freedom"
     needed = f"{many(row['needed'])} seeds ({many(row['needed_low'])} to {many(row['needed_high'])})"
-    now = "" if np.isnan(row["power"]) else f" With {row['pairs']} seeds it has {100 * row['power']:.0f} %."
+    tests = row["pairs"] >= MIN_SEEDS and not np.isnan(row["power"])
+    now = f" With {row['pairs']} seeds it has {100 * row['power']:.0f} %." if tests else ""
     return (
-        f"Noise, from {row['source']}: the declared difference deviates by {deviation:.1f} % of dense from seed to seed "
-        f"(95 % interval {low:.1f} to {high:.1f}, {freedom}). "
+        f"Noise, from {row['source']}: from seed to seed the declared difference has a standard deviation of "
+        f"{deviation:.1f} % of dense (95 % interval {low:.1f} to {high:.1f}, {freedom}). "
         f"For 80 % power where nothing is lost, the declared test needs {needed}.{now}"
     )
 
@@ -192,5 +193,7 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     told += [of_trend(row) for row in tables["trend"]]
     told += [of_noise(row) for row in tables["noise"]] + of_evaluations(tables["evaluations"])
     if any(row["pairs"] == 1 for row in compared):
-        told.append("One seed has no interval: how far seeds differ is unknown, so that it excludes no loss and no gain.")
+        told.append(
+            "One seed has no interval: how far seeds differ is unknown, so one seed excludes neither a loss nor a gain."
+        )
     return [*told, of_setup(study)]

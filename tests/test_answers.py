@@ -142,7 +142,9 @@ def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_re
 
 def test_the_noise_says_how_many_seeds_the_declared_test_needs(tmp_path):
     sentences = said(tmp_path, {"none": DENSE, "l1-0.5": L1, "random-0.5": [70.0, 90.0, 95.0]})
-    told = r"Noise, from arms by seeds: the declared difference deviates by [\d.]+ % of dense from seed to seed "
+    told = (
+        r"Noise, from arms by seeds: from seed to seed the declared difference has a standard deviation of [\d.]+ % of dense "
+    )
     told += r"\(95 % interval [\d.]+ to [\d.]+, 4 degrees of freedom\)\. "
     told += r"For 80 % power where nothing is lost, the declared test needs \d+ seeds \(\d+ to \d+\)\. "
     assert re.search(told + r"With 3 seeds it has \d+ %\.", sentences)
