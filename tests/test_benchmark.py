@@ -26,13 +26,13 @@ def benchmark(tmp_path: Path, *words: str) -> tuple[dict, str]:
 
 
 def test_the_benchmark_runs_programs_in_turn_and_saves_rows_ratios_and_the_share_of_the_bound(tmp_path):
-    saved, printed = benchmark(tmp_path, "--programs", "ours", "sb3", "--rounds", "2")
+    saved, printed = benchmark(tmp_path, "--programs", "ours", "sb3", "--rounds", "1")
     table = pd.DataFrame(saved["rows"])
-    assert table.program.tolist() == ["ours", "sb3", "ours", "sb3"] and table.repetition.tolist() == [1, 1, 2, 2]
+    assert table.program.tolist() == ["ours", "sb3"] and table.repetition.tolist() == [1, 1]
     assert pd.read_csv(tmp_path / "b.csv").steps_per_second.tolist() == table.steps_per_second.tolist()
     assert (table.steps_per_second > 0).all() and (table.peak_ram_bytes > 1e8).all()
     assert [row["program"] for row in saved["table"]] == ["ours", "sb3"] and saved["table"][1]["median ratio to sb3"] == 1
-    assert [row["repetition"] for row in saved["bounds"]] == [1, 2]
+    assert [row["repetition"] for row in saved["bounds"]] == [1]
     for us, row in zip(saved["bounds"], saved["rows"][::2], strict=True):
         assert us["step"] == pytest.approx(2 / row["steps_per_second"] * 1e6, rel=1e-3) and min(us["mask"], us["update"]) > 0
         assert us["bound / step"] == us["bound"] / us["step"] and us["mask / update"] == us["mask"] / us["update"]

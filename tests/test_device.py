@@ -83,7 +83,7 @@ def test_channels_last_a_convolution_is_folded_without_a_copy(layer):
 
 @both
 def test_folding_a_network_leaves_its_parameters_their_names_and_its_function(algorithm):
-    plain = NETWORKS[algorithm](6, 64)
+    plain = NETWORKS[algorithm](6, (32, 64, 64, 64))
     folded = copy.deepcopy(plain)
     before = list(folded.parameters())
     assert fold_convolutions(folded) is folded
@@ -166,7 +166,7 @@ def test_a_copy_is_renewed_by_every_step_of_the_optimizer_the_masks_and_every_lo
     masks = script.make_masks(script.prunable(network), "l1", 0.5, "layer", 0)
     changes(lambda: script.apply_masks(network, optimizer, masks))
     assert all((low.state_dict()[name][mask == 0] == 0).all() for name, mask in masks.items())
-    changes(lambda: network.load_state_dict(NETWORKS[algorithm](6, 32).state_dict()))
+    changes(lambda: network.load_state_dict(NETWORKS[algorithm](6, (32, 64, 64, 32)).state_dict()))
     assert [p.data_ptr() for p in low.parameters()] == addresses  # a CUDA graph reads them there
 
 

@@ -34,7 +34,7 @@ def test_sampled_stacks_equal_what_the_environment_showed_over_a_ring_that_wraps
     buffer.start(torch.from_numpy(games.obs))
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     history, sampled, truncated, ended, wrapped = [], 0, 0, 0, 0
-    for _ in range(50_000 // num_envs):
+    for _ in range(20_000 // num_envs):
         obs, actions = games.obs, rng.integers(0, games.num_actions, num_envs)
         games.send(actions)
         step = games.receive()
@@ -58,7 +58,7 @@ def test_sampled_stacks_equal_what_the_environment_showed_over_a_ring_that_wraps
                 assert key in shown
                 assert any(start or n[i].numpy().tobytes() == after for after, start in shown[key])
                 sampled += 1
-    assert sampled > 5_000 // num_envs and wrapped > 50_000 // num_envs // slots - 2 and ended > 10 and truncated > 5
+    assert sampled > 2_000 // num_envs and wrapped > 20_000 // num_envs // slots - 2 and ended > 4 and truncated > 2
 
 
 def scripted(buffer: ReplayBuffer, steps: int, truncate_at=(), start_at=()):
