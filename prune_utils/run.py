@@ -139,7 +139,7 @@ def restore(part, saved, device: torch.device) -> None:
 
 
 def load_checkpoint(path: Path) -> dict | None:
-    """A checkpoint with every checksum verified, or the one before it if it is broken; None where there is no file.
+    """A checkpoint with every checksum verified and its `file`, or the one before if it is broken; None where there is none.
 
     Raises OSError where there are files but no good one.
     """
@@ -152,9 +152,7 @@ def load_checkpoint(path: Path) -> dict | None:
             checkpoint = torch.load(file, weights_only=True, map_location="cpu")
             if checkpoint["format"] != FORMAT:
                 raise ValueError(f"format {checkpoint['format']}, not {FORMAT}")
-            if file != path:
-                os.replace(file, path)  # from now on it is the last one
-            return checkpoint
+            return checkpoint | {"file": file}
         except Exception as error:  # whatever a torn or strange file makes the readers say
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             say(f"{file} is no good checkpoint ({reason})", error=True)
@@ -214,6 +212,7 @@ class Run:
         if resumes:
             self.checkpoint = load_checkpoint(self.folder / CHECKPOINTS[0])
             self.compare(self.checkpoint, "run_name", f"name a run with a checkpoint of its own: {self.folder} differs")
+            os.replace(self.checkpoint["file"], self.folder / CHECKPOINTS[0])  # the one before may be the last good one
         else:
             self.begin(OWN_FILES if previous else OWN_FILES + WANDB_FILES)  # the same rows go to the same W&B run
         if args.until_cut and self.checkpoint and self.checkpoint["cut_done"]:
