@@ -32,7 +32,7 @@ from prune_utils.device import Inbox, PreallocatedAdam, cores, fold_convolutions
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames, Step
 from prune_utils.run import Run, check_common
-from prune_utils.shrink import KeptUnits, hidden_layers, remove_units
+from prune_utils.shrink import Tensors, count_tensors, hidden_layers, remove_units, widths
 
 ALGORITHM = "dqn"
 
@@ -127,13 +127,6 @@ class Args:
 
     def __post_init__(self):
         check_common(self)
-        check(0 <= self.prune_rate < 1, "prune_rate", "lie in [0, 1)", self.prune_rate)
-        check(0 <= self.prune_at <= 1, "prune_at", "lie in [0, 1]", self.prune_at)
-        check(self.hidden_size >= 1, "hidden_size", "be at least 1", self.hidden_size)
-        check(0 < self.width <= 16, "width", "lie in (0, 16]", self.width)
-        check(self.num_envs >= 1, "num_envs", "be at least 1", self.num_envs)
-        check(0 < self.learning_rate < math.inf, "learning_rate", "be above 0", self.learning_rate)
-        check(0 <= self.gamma <= 1, "gamma", "lie in [0, 1]", self.gamma)
         check(0 < self.tau <= 1, "tau", "lie in (0, 1]", self.tau)
         check(self.target_network_frequency >= 1, "target_network_frequency", "be at least 1", self.target_network_frequency)
         check(self.batch_size >= 1, "batch_size", "be at least 1", self.batch_size)
@@ -148,10 +141,6 @@ class Args:
         most = memory_bytes(self.cuda) // TRANSITION_BYTES
         fits = f"hold a minibatch and {MIN_SLOTS} transitions per game ({least}), and fit into the memory here ({most})"
         check(least <= self.buffer_size <= most, "buffer_size", fits, self.buffer_size)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(max(1, round(self.width * units)) for units in (32, 64, 64, self.hidden_size))
 
     @property
     def num_iterations(self) -> int:
@@ -198,9 +187,7 @@ def prunable(network: nn.Module, bias: bool = True) -> dict[str, torch.Tensor]:
     return {f"{name}.{kind}": getattr(layer, kind).detach() for name, layer in layers for kind in kinds}
 
 
-def make_masks(
-    tensors: dict[str, torch.Tensor], prune_type: str, rate: float, scope: str, seed: int
-) -> dict[str, torch.Tensor]:
+def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed: int) -> Tensors:
     """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none` and structured types.
 
     Scope `layer` removes round(rate * n) entries of each tensor. `global` ranks all tensors together by magnitude; `random`
@@ -224,21 +211,20 @@ def make_masks(
     return {name: torch.empty_like(t, dtype=torch.float32).copy_(masks[name].view_as(t)) for name, t in tensors.items()}
 
 
-def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) -> KeptUnits:
-    """Which units of each hidden layer stay, by torch.nn.utils.prune; an empty dictionary unless the type is structured.
+def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) -> Tensors:
+    """Which units of each hidden layer stay, (units,) bool, by torch.nn.utils.prune; empty unless the type is structured.
 
-    round(rate * units) of a layer's channels or units go, but never the last one: those with the least sum of weight
-    magnitudes, or random ones.
+    round(rate * units) go, but never the last one: those with the least sum of weight magnitudes, or random ones.
     """
     if not prune_type.endswith("-structured"):
         return {}
-    method = {"l1-structured": partial(prune.LnStructured, n=1), "random-structured": prune.RandomStructured}[prune_type]
     kept = {}
     for index, (name, (layer, _)) in enumerate(hidden_layers(network).items()):
         weight = layer.weight.detach().float().cpu().contiguous()
-        removed = min(round(rate * len(weight)), len(weight) - 1)
+        n, l1 = min(round(rate * len(weight)), len(weight) - 1), prune_type == "l1-structured"
+        method = prune.LnStructured(n, n=1, dim=0) if l1 else prune.RandomStructured(n, dim=0)
         with seeded(seed + index):
-            kept[name] = method(removed, dim=0).compute_mask(weight, torch.ones_like(weight)).flatten(1).any(dim=1)
+            kept[name] = method.compute_mask(weight, torch.ones_like(weight)).flatten(1).any(dim=1)
     return kept
 
 
@@ -257,15 +243,6 @@ def mask_gradients(network: nn.Module, masks: dict[str, torch.Tensor]) -> None:
     """Zero the gradients of pruned entries, before any clipping: with zero moments, Adam moves them by 0 / (0 + eps) = 0."""
     if masks:
         torch._foreach_mul_([network.get_parameter(name).grad for name in masks], list(masks.values()))
-
-
-def count_tensors(network: nn.Module, masks: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, dict[str, int]]:
-    """Per tensor: entries before the cut, pruned (zeros of the mask, or gone), nonzero (an entry can be 0 without a mask)."""
-    counts = {}
-    for name, t in prunable(network).items():
-        masked = int((masks[name] == 0).sum()) if name in masks else 0
-        counts[name] = {"total": sizes[name], "pruned": sizes[name] - t.numel() + masked, "nonzero": int(t.count_nonzero())}
-    return counts
 
 
 # ------------------------------------------------------------------------------------------------------------- algorithm
@@ -424,7 +401,7 @@ def train(args: Args) -> Path:
 
     games = AtariGames(args.env_id, args.num_envs, run.seed("games"), run.num_threads)
     with seeded(run.seed("network")):
-        q_network = fold_convolutions(QNetwork(games.num_actions, args.widths))  # same weights and names, faster
+        q_network = fold_convolutions(QNetwork(games.num_actions, widths(args)))  # same weights and names, faster
     q_network = q_network.to(device, memory_format=torch.channels_last)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = PreallocatedAdam(q_network.parameters(), lr=args.learning_rate, eps=1e-8)
@@ -441,8 +418,7 @@ def train(args: Args) -> Path:
     last_losses = torch.zeros(2, device=device)  # TD loss and mean Q value of the last update
     policy = partial(make_policy, epsilon=args.eval_epsilon)
 
-    # registered for checkpoints, with the generators, the step, the log and run.cut_done; restored here from a checkpoint or
-    # a prune point
+    # registered for checkpoints, with generators, step, log and run.cut_done; restored here from a checkpoint or prune point
     parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer}
     parts |= {"masks": masks, "kept_units": kept_units, "games": games, "buffer": buffer, "last_losses": last_losses}
     global_step = run.resume(parts, generators=[act_generator, batch_generator])
@@ -469,7 +445,6 @@ def train(args: Args) -> Path:
         last_losses.copy_(torch.stack(losses))
 
     graphs = (act, learn)  # what the cut changes
-
     start = global_step // args.num_envs
     for iteration in range(start, args.num_iterations + 1):  # vectorised steps done so far
         global_step = iteration * args.num_envs
@@ -488,7 +463,7 @@ def train(args: Args) -> Path:
             kept_units |= choose_units(q_network, args.prune_type, args.prune_rate, mask_seed)
             remove_units(kept_units, networks, optimizer)
             target_network.load_state_dict(q_network.state_dict())  # in `none` too, whatever tau: arms differ by the cut alone
-            run.log_cut(global_step, count_tensors(q_network, masks, sizes))
+            run.log_cut(global_step, count_tensors(prunable(q_network), masks, sizes))
             run.evaluate("after_prune", global_step, q_network, policy)
             run.cut_done = True
             for function in graphs:
@@ -518,7 +493,7 @@ def train(args: Args) -> Path:
                 metrics |= dict(zip(("losses/td_loss", "losses/q_values"), last_losses.tolist(), strict=True))
             run.log.progress(next_step, metrics, learning=next_step > args.learning_starts)
 
-    return run.finish(global_step, q_network, count_tensors(q_network, masks, sizes), policy)
+    return run.finish(global_step, q_network, count_tensors(prunable(q_network), masks, sizes), policy)
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """Train PPO on an Atari game, prune the network once in the middle of training, train on, and log the costs and the savings.
 
-Algorithm: Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), with the loss and hyperparameters of CleanRL's
-ppo_atari.py, except total_timesteps.
+Algorithm: Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), as CleanRL's ppo_atari.py but for total_timesteps.
 
 The cut: once, as soon as global_step reaches the share `--prune-at` of the training, the network is pruned, by magnitude (`l1`)
 or at random. Single entries of every layer become zero and stay zero. With `-structured`, whole channels and hidden units are
@@ -15,7 +14,6 @@ This file holds the whole algorithm and the pruning. What would be the same for 
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +28,7 @@ from prune_utils.device import Inbox, PreallocatedAdam, fold_convolutions, graph
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames
 from prune_utils.run import Run, check_common
-from prune_utils.shrink import KeptUnits, hidden_layers, remove_units
+from prune_utils.shrink import Tensors, count_tensors, hidden_layers, remove_units, widths
 
 ALGORITHM = "ppo"
 
@@ -129,13 +127,6 @@ class Args:
 
     def __post_init__(self):
         check_common(self)
-        check(0 <= self.prune_rate < 1, "prune_rate", "lie in [0, 1)", self.prune_rate)
-        check(0 <= self.prune_at <= 1, "prune_at", "lie in [0, 1]", self.prune_at)
-        check(self.hidden_size >= 1, "hidden_size", "be at least 1", self.hidden_size)
-        check(0 < self.width <= 16, "width", "lie in (0, 16]", self.width)
-        check(self.num_envs >= 1, "num_envs", "be at least 1", self.num_envs)
-        check(0 < self.learning_rate < math.inf, "learning_rate", "be above 0", self.learning_rate)
-        check(0 <= self.gamma <= 1, "gamma", "lie in [0, 1]", self.gamma)
         check(0 <= self.gae_lambda <= 1, "gae_lambda", "lie in [0, 1]", self.gae_lambda)
         check(self.num_steps >= 1, "num_steps", "be at least 1", self.num_steps)
         check(self.num_minibatches >= 1, "num_minibatches", "be at least 1", self.num_minibatches)
@@ -150,16 +141,8 @@ class Args:
         check(rollout % self.num_minibatches == 0, "num_minibatches", rule, self.num_minibatches)
         rule = "leave at least two agent steps per minibatch, with --norm-adv"
         check(self.num_minibatches < rollout or not self.norm_adv, "num_minibatches", rule, self.num_minibatches)
-        check(
-            self.total_timesteps >= rollout,
-            "total_timesteps",
-            f"hold one rollout ({rollout} agent steps)",
-            self.total_timesteps,
-        )
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(max(1, round(self.width * units)) for units in (32, 64, 64, self.hidden_size))
+        rule = f"hold one rollout ({rollout} agent steps)"
+        check(self.total_timesteps >= rollout, "total_timesteps", rule, self.total_timesteps)
 
     @property
     def num_iterations(self) -> int:
@@ -178,10 +161,7 @@ def orthogonal(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
 
 
 class Agent(nn.Module):
-    """Policy and value on one body: (batch, 4, 84, 84) frames to fp32 logits (batch, num_actions), values (batch,).
-
-    Frames are uint8, or scaled already.
-    """
+    """Policy and value: (batch, 4, 84, 84) frames, uint8 or scaled, to fp32 logits (batch, num_actions), values (batch,)."""
 
     HEADS = ("actor", "critic")  # layers that low_precision keeps in fp32
 
@@ -217,9 +197,7 @@ def prunable(network: nn.Module, bias: bool = True) -> dict[str, torch.Tensor]:
     return {f"{name}.{kind}": getattr(layer, kind).detach() for name, layer in layers for kind in kinds}
 
 
-def make_masks(
-    tensors: dict[str, torch.Tensor], prune_type: str, rate: float, scope: str, seed: int
-) -> dict[str, torch.Tensor]:
+def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed: int) -> Tensors:
     """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none` and structured types.
 
     Scope `layer` removes round(rate * n) entries of each tensor. `global` ranks all tensors together by magnitude; `random`
@@ -243,21 +221,20 @@ def make_masks(
     return {name: torch.empty_like(t, dtype=torch.float32).copy_(masks[name].view_as(t)) for name, t in tensors.items()}
 
 
-def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) -> KeptUnits:
-    """Which units of each hidden layer stay, by torch.nn.utils.prune; an empty dictionary unless the type is structured.
+def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) -> Tensors:
+    """Which units of each hidden layer stay, (units,) bool, by torch.nn.utils.prune; empty unless the type is structured.
 
-    round(rate * units) of a layer's channels or units go, but never the last one: those with the least sum of weight
-    magnitudes, or random ones.
+    round(rate * units) go, but never the last one: those with the least sum of weight magnitudes, or random ones.
     """
     if not prune_type.endswith("-structured"):
         return {}
-    method = {"l1-structured": partial(prune.LnStructured, n=1), "random-structured": prune.RandomStructured}[prune_type]
     kept = {}
     for index, (name, (layer, _)) in enumerate(hidden_layers(network).items()):
         weight = layer.weight.detach().float().cpu().contiguous()
-        removed = min(round(rate * len(weight)), len(weight) - 1)
+        n, l1 = min(round(rate * len(weight)), len(weight) - 1), prune_type == "l1-structured"
+        method = prune.LnStructured(n, n=1, dim=0) if l1 else prune.RandomStructured(n, dim=0)
         with seeded(seed + index):
-            kept[name] = method(removed, dim=0).compute_mask(weight, torch.ones_like(weight)).flatten(1).any(dim=1)
+            kept[name] = method.compute_mask(weight, torch.ones_like(weight)).flatten(1).any(dim=1)
     return kept
 
 
@@ -276,15 +253,6 @@ def mask_gradients(network: nn.Module, masks: dict[str, torch.Tensor]) -> None:
     """Zero the gradients of pruned entries, before any clipping: with zero moments, Adam moves them by 0 / (0 + eps) = 0."""
     if masks:
         torch._foreach_mul_([network.get_parameter(name).grad for name in masks], list(masks.values()))
-
-
-def count_tensors(network: nn.Module, masks: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, dict[str, int]]:
-    """Per tensor: entries before the cut, pruned (zeros of the mask, or gone), nonzero (an entry can be 0 without a mask)."""
-    counts = {}
-    for name, t in prunable(network).items():
-        masked = int((masks[name] == 0).sum()) if name in masks else 0
-        counts[name] = {"total": sizes[name], "pruned": sizes[name] - t.numel() + masked, "nonzero": int(t.count_nonzero())}
-    return counts
 
 
 # ------------------------------------------------------------------------------------------------------------- algorithm
@@ -376,7 +344,7 @@ def train(args: Args) -> Path:
 
     games = AtariGames(args.env_id, args.num_envs, run.seed("games"), run.num_threads)
     with seeded(run.seed("network")):
-        agent = fold_convolutions(Agent(games.num_actions, args.widths))  # same weights and names, faster
+        agent = fold_convolutions(Agent(games.num_actions, widths(args)))  # same weights and names, faster
     agent = agent.to(device, memory_format=torch.channels_last)
     optimizer = PreallocatedAdam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
     # what runs forward and backward: in fp32 the agent itself, else a copy renewed by optimizer.step and load_state_dict
@@ -387,9 +355,7 @@ def train(args: Args) -> Path:
     sizes = {name: t.numel() for name, t in prunable(agent).items()}  # before the cut
     kept_units = run.saved_part("kept_units")  # of a structured cut; empty until then
     remove_units(kept_units, networks, optimizer)
-
-    # registered for checkpoints, with the generators, the step, the log and run.cut_done; restored here from a checkpoint or
-    # a prune point
+    # registered for checkpoints, with generators, step, log and run.cut_done; restored here from a checkpoint or prune point
     parts = {"agent": agent, "optimizer": optimizer, "masks": masks, "kept_units": kept_units, "games": games}
     global_step = run.resume(parts, generators=[act_generator, batch_generator])
 
@@ -435,7 +401,6 @@ def train(args: Args) -> Path:
         return update(agent, fast_agent, optimizer, masks, (minibatch[0].movedim(-1, 1), *minibatch[1:]), args)
 
     graphs = (act, compute_advantages, learn)  # what the cut changes
-
     start = global_step // args.steps_per_iteration
     for iteration in range(start, args.num_iterations + 1):  # finished rollouts
         global_step = iteration * args.steps_per_iteration
@@ -453,7 +418,7 @@ def train(args: Args) -> Path:
             apply_masks(agent, optimizer, masks)
             kept_units |= choose_units(agent, args.prune_type, args.prune_rate, mask_seed)
             remove_units(kept_units, networks, optimizer)
-            run.log_cut(global_step, count_tensors(agent, masks, sizes))
+            run.log_cut(global_step, count_tensors(prunable(agent), masks, sizes))
             run.evaluate("after_prune", global_step, agent, make_policy)
             run.cut_done = True
             for function in graphs:
@@ -503,7 +468,7 @@ def train(args: Args) -> Path:
         metrics = {f"losses/{name}": number for name, number in zip(losses, numbers, strict=True)}
         run.log.progress(global_step, metrics | {"charts/learning_rate": learning_rate}, learning=True)
 
-    return run.finish(global_step, agent, count_tensors(agent, masks, sizes), make_policy)
+    return run.finish(global_step, agent, count_tensors(prunable(agent), masks, sizes), make_policy)
 
 
 def main() -> None:

@@ -60,6 +60,13 @@ def check_common(args) -> None:
     check(bool(named), "run_name", "be 1 to 200 of the characters [A-Za-z0-9_.-], and no dot first", args.run_name)
     forks = args.fork_seed is None or (args.fork_from is not None and args.fork_seed >= 0)
     check(forks, "fork_seed", "be at least 0 and come with --fork-from", args.fork_seed)
+    check(0 <= args.prune_rate < 1, "prune_rate", "lie in [0, 1)", args.prune_rate)
+    check(0 <= args.prune_at <= 1, "prune_at", "lie in [0, 1]", args.prune_at)
+    check(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
+    check(0 < args.width <= 16, "width", "lie in (0, 16]", args.width)
+    check(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
+    check(0 < args.learning_rate < float("inf"), "learning_rate", "be above 0", args.learning_rate)
+    check(0 <= args.gamma <= 1, "gamma", "lie in [0, 1]", args.gamma)
     structured = args.prune_type.endswith("-structured")
     check(not structured or args.prune_scope == "layer", "prune_scope", f"be layer with {args.prune_type}", args.prune_scope)
     rule = f"stay on with {args.prune_type}, which removes units with their biases"

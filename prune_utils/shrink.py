@@ -6,8 +6,21 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-KeptUnits = dict[str, torch.Tensor]
-"""for hidden layers, by name, which of their units stay: (units,) bool"""
+Tensors = dict[str, torch.Tensor]
+
+
+def widths(args) -> tuple[int, ...]:
+    """Channels of the three convolutions and units of fc1, at least one each, by the options hidden_size and width."""
+    return tuple(max(1, round(args.width * units)) for units in (32, 64, 64, args.hidden_size))
+
+
+def count_tensors(tensors: Tensors, masks: Tensors, sizes: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Per tensor: entries before the cut, pruned (zeros of the mask, or gone), nonzero (an entry can be 0 without a mask)."""
+    counts = {}
+    for name, t in tensors.items():
+        masked = int((masks[name] == 0).sum()) if name in masks else 0
+        counts[name] = {"total": sizes[name], "pruned": sizes[name] - t.numel() + masked, "nonzero": int(t.count_nonzero())}
+    return counts
 
 
 def hidden_layers(network: nn.Module) -> dict[str, tuple[nn.Module, list[nn.Module]]]:
@@ -28,7 +41,7 @@ def keep_units(t: torch.Tensor, keep: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def remove_units(kept: KeptUnits, networks: list[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
+def remove_units(kept: Tensors, networks: list[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
     """Remove the other units of these layers: their weights, biases and Adam moments, and what the next layer reads of them.
 
     What stays keeps its bits. Parameters stay the same objects, so that optimizers and hooks still know them. Networks may

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 """the arrows of this repository: analysis, checks, evals -> the two scripts -> prune_utils"""
 FLOORS = ({"basics"}, {"games", "device", "storage", "shrink"}, {"log", "evaluation"}, {"run"})
 """files of prune_utils: each imports from lower floors only"""
-MOST_LINES = {"dqn_atari_prune.py": 535, "ppo_atari_prune.py": 520}
+MOST_LINES = {"dqn_atari_prune.py": 520, "ppo_atari_prune.py": 480}
 FILES = [file for room in MAY_IMPORT for file in (*ROOT.glob(f"{room}.py"), *sorted(ROOT.glob(f"{room}/*.py")))]
 TREES = {file.relative_to(ROOT): ast.parse(file.read_text()) for file in FILES}
 

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from dqn_atari_prune import QNetwork, apply_masks, count_tensors, make_masks, mask_gradients, prunable, sync_target
+from dqn_atari_prune import QNetwork, apply_masks, make_masks, mask_gradients, prunable, sync_target
 from dqn_atari_prune import update as dqn_update
 from ppo_atari_prune import Agent
 from ppo_atari_prune import Args as PPOArgs
 from ppo_atari_prune import update as ppo_update
 from prune_utils.basics import derive_seed
 from prune_utils.device import PreallocatedAdam, fold_convolutions, low_precision
+from prune_utils.shrink import count_tensors
 
 NETWORKS = {"dqn": QNetwork, "ppo": Agent}
 RATES = [0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 0.95]
@@ -125,7 +126,7 @@ def test_pruned_entries_are_plus_zero_through_1000_adam_steps_that_carry_momentu
         assert is_plus_zero(p.detach(), mask)
         assert (p.detach()[mask == 1] != kept[name][mask == 1]).all()
         assert all((optimizer.state[p][moment][mask == 0] == 0).all() for moment in ("exp_avg", "exp_avg_sq"))
-    counts = count_tensors(network, masks, {name: p.numel() for name, p in network.named_parameters()})
+    counts = count_tensors(prunable(network), masks, {name: p.numel() for name, p in network.named_parameters()})
     assert {name: counts[name]["pruned"] for name in masks} == zeros(masks)
 
 
