@@ -27,7 +27,7 @@ import torch.nn.functional as F
 import zstandard
 from torch.nn.utils import prune
 
-from prune_utils.basics import check, exit_codes, parse_options, seeded
+from prune_utils.basics import check, exit_codes, parse_options, say, seeded
 from prune_utils.device import Inbox, PreallocatedAdam, cores, fold_convolutions, graphed, low_precision, memory_bytes, scaled
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames, Step
@@ -444,6 +444,8 @@ def train(args: Args) -> Path:
         losses = update(q_network, fast_q, fast_target, optimizer, masks, batch, args.batch_size, args.gamma)
         last_losses.copy_(torch.stack(losses))
 
+    if 0 < cut_iteration(args) * args.num_envs <= args.learning_starts:
+        say("warning: the cut comes before --learning-starts, when the network has learned nothing yet", error=True)
     graphs = (act, learn)  # what the cut changes
     start = global_step // args.num_envs
     for iteration in range(start, args.num_iterations + 1):  # vectorised steps done so far

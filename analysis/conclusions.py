@@ -99,6 +99,7 @@ def answer(study: Study, changes: list[dict], returns: list[dict], no_skill: NoS
     row = next((row for row in changes if row["role"] == "declared" and row["pairs"]), None)
     if row is None:
         told = f"No run of {arm} has a dense twin and games in each tenth of the steps after the cut."
+        told += "".join(f" {run.name}: {why}." for run, why in study.not_compared.items() if run.label == DECLARED)
         return Answer("No answer", told, f"{QUESTION} {told}")
     measured = f"Return after the cut of {arm}: {change_in_words(row, 'after_cut')}."
     if reasons := obstacles(study, changes, returns, no_skill):

@@ -79,7 +79,7 @@ class Study:
 
     runs: list[Run]
     arms: list[Arm] = field(default_factory=list)
-    not_compared: list[Run] = field(default_factory=list)
+    not_compared: dict[Run, str] = field(default_factory=dict)
     label: str = ""
 
     @property
@@ -176,10 +176,8 @@ def label_studies(studies: list[Study]) -> None:
 def apart(dense: Run, run: Run) -> str:
     """What keeps two runs from being a pair: options and resolved values, then the first row that differs before the cut."""
     changed = differences(dense.shaping, run.shaping, NEUTRAL | OF_THE_CUT)
-    if changed:
-        return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", changed)  # hashes are cut short
     steps = [{"cut": r.cut_step, "end": r.summary["global_step"]} for r in (dense, run)]
-    return differences(*steps) or other_games(dense, run) or other_curves(dense, run)
+    return changed or differences(*steps) or other_games(dense, run) or other_curves(dense, run)
 
 
 def other_games(dense: Run, run: Run) -> str:
@@ -218,7 +216,7 @@ def build(study: Study, everything: list[Run], named: list[Named]) -> None:
             if reason:
                 named.append(Named("not compared", run.name, reason))
                 if twins:
-                    study.not_compared.append(run)
+                    study.not_compared[run] = reason
                     continue
             elif twins and run not in twins and (changed := differences(twins[0].machine, run.machine)):
                 told = f"compared all the same with {twins[0].name}, whose past it has: {changed}"

@@ -1,4 +1,4 @@
-"""Print one table of finished runs, a column for each: return at each moment, zeros, bytes on disk, speed.
+"""Print one table of finished runs, a column for each: returns, zeros, bytes on disk, speed.
 
     python -m analysis.table RUN...
 
@@ -6,16 +6,19 @@ A run without a summary.json is named as unfinished. With no finished run the ex
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import tyro
 
+from analysis.runs import Broken, Named, read_results, read_run
 from prune_utils.basics import UserError, exit_codes
 
-MOMENTS = {"before_prune": "return before the cut", "after_prune": "return right after", "final": "return at the end"}
+MOMENTS = {"before_prune": "return before the cut", "after_prune": "return right after it", "final": "return at the end"}
 FORMATS = {
     "dense": "bytes, dense",
     "coo": "bytes, COO",
@@ -45,14 +48,26 @@ def size(disk: dict[str, int], name: str) -> str:
     return f"{disk[name]:,}" + ("" if name == "dense" else f" ({disk[name] / disk['dense']:.2f}x)")
 
 
-def column(summary: dict) -> dict[str, str]:
-    """The cells of a run, from its summary.json; `-` is what it did not measure."""
+def return_after_cut(folder: Path) -> str:
+    """Mean training return after the cut; `-` where a tenth of those steps has no games, or the curves are not there."""
+    run = read_run(folder)
+    with suppress(Broken):
+        if not isinstance(run, Named):
+            read_results(run, window=1)
+            return "-" if np.isnan(run.value("after_cut")) else f"{run.value('after_cut'):.1f}"
+    return "-"
+
+
+def column(folder: Path) -> dict[str, str]:
+    """The cells of a run, from its summary.json and curves.csv; `-` is what it did not measure."""
+    summary = json.loads((folder / "summary.json").read_text())
     moments, entries = summary.get("eval", {}), summary.get("parameters", summary["total"])
     zeros = entries - summary["nonzero"]
     speed = summary["time"]["agent_steps_per_second_while_learning"]
     cells = {"agent steps": f"{summary['global_step']:,}"}
     cells |= {"games per moment": " / ".join(str(moments[name]["n"]) for name in MOMENTS if name in moments) or "-"}
     cells |= {label: score(moments.get(name)) for name, label in MOMENTS.items()}
+    cells |= {"return after the cut": return_after_cut(folder)}
     cells |= {"parameters": f"{entries:,} ({entries / summary['total']:.2f}x)"}
     cells |= {"zeros": f"{zeros:,} of {entries:,} ({zeros / entries:.1%})"}
     cells |= {label: size(summary["disk"], name) for name, label in FORMATS.items()}
@@ -63,14 +78,15 @@ def print_table(runs: tuple[str, ...]) -> None:
     finished, others = {}, []
     for run in runs:
         try:
-            finished[run] = column(json.loads((Path(run) / "summary.json").read_text()))
+            finished[run] = column(Path(run))
         except (FileNotFoundError, NotADirectoryError):
             others.append(f"unfinished, no summary.json: {run}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             others.append(f"broken, summary.json cannot be read ({type(error).__name__}): {run}")
     if finished:
         print(pd.DataFrame(finished).to_string())
-        print("return: mean over the games of a moment [95 % interval]")
+        print("Return before the cut, right after it, at the end: mean of its evaluation games [95 % interval].")
+        print("Return after the cut: of training games, mean of ten equal bins of the agent steps after the cut.")
     for line in others:
         print(line)
     if not finished:

@@ -166,6 +166,7 @@ def plan(algorithm: str, options: list[str]) -> None:
     existing = next(path for path in (Path(args.runs_dir), *Path(args.runs_dir).absolute().parents) if path.exists())
     print(
         f"{len(runs)} runs of {steps:,} agent steps, {arms} of them forked at {cut:,}: {in_all:,} agent steps; "
+        "phase one are the commands that end in --until-cut, phase two all others; "
         f"{jobs} side by side, threads {args.num_threads}; {hours}; "
         f"memory {jobs * per_run / 1e9:.1f} GB of {free / 1e9:.1f} GB, "
         f"disk {disk / 1e9:.1f} GB of {shutil.disk_usage(existing).free / 1e9:.0f} GB",

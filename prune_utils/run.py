@@ -93,7 +93,10 @@ def identity(config: dict) -> dict:
 def differences(old: dict, new: dict, ignored: set[str] = frozenset()) -> str:
     """In what two identities differ. An option that an earlier version did not know had its default, and is not compared."""
     names = [name for name in new if name in old and name not in ignored and old[name] != new[name]]
-    return ", ".join(f"{name} {old[name]} -> {new[name]}" for name in names)
+    texts = {name: f"{name} {old[name]} -> {new[name]}" for name in names}
+    if (name := "source_sha256") in texts:
+        texts[name] = f"text of script or prune_utils (SHA-256 {old[name]:.8} -> {new[name]:.8})"
+    return ", ".join(texts.values())
 
 
 def default_run_name(args) -> str:
@@ -368,7 +371,7 @@ class Run:
             return
         if self.args.checkpoint_minutes and moment != "after_prune":
             self.save(global_step)  # an evaluation takes minutes, and a signal ends it at once
-        say(f"step {global_step:,}: playing {episodes} evaluation games {MOMENTS[moment]}")
+        say(f"step {global_step:,}: playing {episodes} evaluation game{'s' * (episodes > 1)} {MOMENTS[moment]}")
         seed = self.seed(moment)  # the same in every arm
         policy = evaluation.Counted(make_policy(device.fp32_copy(network), seed))
         games = evaluation.play(policy, self.args.env_id, episodes, seed, self.num_threads, self.stop_if_asked)

@@ -104,7 +104,7 @@ def test_a_fork_has_the_past_of_its_twin_and_is_a_pair_and_so_is_a_real_one(smal
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("source_sha256", "b" * 64, "source_sha256 [0-9a-f]{8} -> b{8}$"),
+        ("source_sha256", "b" * 64, r"text of script or prune_utils \(SHA-256 [0-9a-f]{8} -> b{8}\)$"),
         ("precision", "bf16", "precision fp32 -> bf16$"),
         ("device", "cuda", "device cpu -> cuda$"),
         ("num_threads", 2, "num_threads 1 -> 2$"),

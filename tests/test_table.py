@@ -8,6 +8,8 @@ import pytest
 
 from analysis import table
 
+ROOT = Path(__file__).resolve().parents[1]
+
 SUMMARY = {
     "global_step": 24576,
     "total": 1000,
@@ -46,12 +48,13 @@ def printed_table(monkeypatch, capsys, *runs: str) -> str:
 def test_the_table_shows_what_the_summary_says(make_run, monkeypatch, capsys):
     lines = printed_table(monkeypatch, capsys, make_run("a")).splitlines()
     assert lines[0].split() == ["a"]
-    cells = {label.strip(): cell.strip() for label, cell in (line.split("  ", 1) for line in lines[1:-1])}
+    cells = {label.strip(): cell.strip() for label, cell in (line.split("  ", 1) for line in lines[1:-2])}
     assert cells == {
         "agent steps": "24,576",
         "games per moment": "3 / 3 / 1",
         "return before the cut": "201.2 [178.0, 224.5]",
-        "return right after": "90.0 [90.0, 90.0]",
+        "return right after it": "90.0 [90.0, 90.0]",
+        "return after the cut": "-",  # there are no curves
         "return at the end": "155.0",  # one game has no interval
         "parameters": "1,000 (1.00x)",
         "zeros": "255 of 1,000 (25.5%)",  # entries that are 0 by value: 1000 - 745, five more than were pruned
@@ -75,10 +78,25 @@ def test_what_a_run_did_not_measure_is_a_dash_and_no_number(make_run, monkeypatc
     time = {"agent_steps_per_second_while_learning": None}
     run = make_run("a", eval={}, disk={"dense": 4000}, time=time)
     lines = printed_table(monkeypatch, capsys, run).splitlines()
-    dashes = [line.rsplit("  ", 1)[0].strip() for line in lines[1:-1] if line.split()[-1] == "-"]
-    unmeasured = ["games per moment", "return before the cut", "return right after", "return at the end"]
+    dashes = [line.rsplit("  ", 1)[0].strip() for line in lines[1:-2] if line.split()[-1] == "-"]
+    unmeasured = ["games per moment", "return before the cut", "return right after it", "return at the end"]
+    unmeasured += ["return after the cut"]
     formats = ["bytes, COO", "bytes, CSR int64", "bytes, CSR int32", "bytes, packed"]
     assert dashes == [*unmeasured, *formats, "agent steps per second"]
+
+
+def test_the_return_after_the_cut_is_that_of_the_report(monkeypatch, capsys):
+    name = "SpaceInvadersNoFrameskip-v4__ppo_atari_prune__{}__s2__num_threads-1__eval_episodes-100"
+    runs = [str(ROOT / "results" / "study" / name.format(arm)) for arm in ("none", "l1-0.5")]
+    lines = printed_table(monkeypatch, capsys, *runs).splitlines()
+    assert next(line.split() for line in lines if "return after the cut" in line) == [
+        "return",
+        "after",
+        "the",
+        "cut",
+        "419.2",
+        "379.0",
+    ]
 
 
 def test_a_run_without_a_summary_is_named_as_unfinished_beside_those_that_have_one(make_run, monkeypatch, capsys):

@@ -162,16 +162,23 @@ def test_a_run_says_what_it_does_and_ends_with_its_scores_sparsity_bytes_and_fol
     score = {moment: f"{statistics['mean']:.1f}" for moment, statistics in told["eval"].items()}
     scores = f"{score['before_prune']} before the cut, {score['after_prune']} right after the cut, {score['final']} at the end"
     assert output.err == "" and output.out.splitlines() == [
-        "step 80: playing 1 evaluation games before the cut",
+        "step 80: playing 1 evaluation game before the cut",
         f"mean return before the cut: {score['before_prune']}",
         f"step 80: the cut removed {told['pruned']:,} of {told['total']:,} entries (50.0%)",
-        "step 80: playing 1 evaluation games right after the cut",
+        "step 80: playing 1 evaluation game right after the cut",
         f"mean return right after the cut: {score['after_prune']}",
-        "step 160: playing 1 evaluation games at the end",
+        "step 160: playing 1 evaluation game at the end",
         f"mean return at the end: {score['final']}",
         f"finished: mean return {scores}; sparsity 0.50; {told['disk']['dense']:,} bytes dense, "
         f"{told['disk']['packed']:,} packed; {folder}",
     ]
+
+
+@pytest.mark.parametrize(("learning_starts", "warned"), [(100, False), (120, True)])
+def test_a_dqn_that_is_cut_before_it_learns_is_warned_of(learning_starts, warned, tmp_path, capsys):
+    options = SHORT["dqn"] | {"learning_starts": learning_starts, "runs_dir": str(tmp_path), "cuda": False}
+    SCRIPTS["dqn"].train(SCRIPTS["dqn"].Args(**options))  # cut at step 120
+    assert ("warning: the cut comes before --learning-starts" in capsys.readouterr().err) == warned
 
 
 def test_the_speed_of_a_run_is_that_of_its_learning_without_the_first_lap_after_a_start_or_an_evaluation(tmp_path, monkeypatch):
