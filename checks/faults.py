@@ -114,8 +114,7 @@ class Program:
     """
 
     def __init__(self, name: str, runs: Path):
-        import scipy.stats  # noqa: F401 both take seconds: once here, and not in every fork of this process
-        import torch._dynamo  # noqa: F401
+        import torch._dynamo  # noqa: F401 it takes seconds: once here, and not in every fork of this process
 
         self.name, self.runs = name, runs
         runs.parent.mkdir()
