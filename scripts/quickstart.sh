@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Train a small PPO and a small DQN on SpaceInvaders side by side, prune half of each network midway, and print one table of
-# both. Then an agent that was pruned in the same way, in a training of 2M steps, plays ten games.
+# Train a small PPO and a small DQN on SpaceInvaders side by side, prune both midway, and print one table of them. PPO loses
+# half of its weights (l1), DQN half of its channels and units (l1-structured). Then an agent that lost half of its weights in
+# the middle of 2M steps plays ten games.
 # Needs python3 (3.11 or newer) with venv, two cores and about 5 minutes, installation included; no GPU.
 #   scripts/quickstart.sh               install, train, print the table, play; trains nothing that is finished
 #   scripts/quickstart.sh --overwrite   train anew; options go to both trainings
@@ -11,10 +12,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=.venv/bin/python
-common=(--env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --eval-episodes 10 --num-threads 1 "$@")
-ppo=("$python" ppo_atari_prune.py --run-name quickstart_ppo --total-timesteps 24576 "${common[@]}")
-dqn=("$python" dqn_atari_prune.py --run-name quickstart_dqn --total-timesteps 11000 --learning-starts 1000
-  --buffer-size 11000 --exploration-fraction 0.4 "${common[@]}")
+common=(--env-id SpaceInvadersNoFrameskip-v4 --prune-rate 0.5 --eval-episodes 10 --num-threads 1 "$@")
+ppo=("$python" ppo_atari_prune.py --run-name quickstart_ppo --prune-type l1 --total-timesteps 24576 "${common[@]}")
+dqn=("$python" dqn_atari_prune.py --run-name quickstart_dqn --prune-type l1-structured --total-timesteps 11000
+  --learning-starts 1000 --buffer-size 11000 --exploration-fraction 0.4 "${common[@]}")
 
 if [[ ${DRY_RUN:-0} == 1 ]]; then
   printf '%q ' "${ppo[@]}" && echo

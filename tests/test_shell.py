@@ -60,7 +60,8 @@ def test_quickstart_prints_two_training_commands_that_parse_and_cut_half_of_each
     for algorithm, words in zip(("ppo", "dqn"), commands, strict=True):
         args = parse_options(SCRIPTS[algorithm].Args, "", words[2:])
         assert args.run_name == f"quickstart_{algorithm}" and args.runs_dir == "runs"
-        assert (args.env_id, args.prune_type, args.prune_rate) == ("SpaceInvadersNoFrameskip-v4", "l1", 0.5)
+        criterion = {"ppo": "l1", "dqn": "l1-structured"}[algorithm]
+        assert (args.env_id, args.prune_type, args.prune_rate) == ("SpaceInvadersNoFrameskip-v4", criterion, 0.5)
         assert (args.prune_at, args.eval_episodes, args.num_threads, args.seed) == (0.5, 10, 1, 7)
         if algorithm == "dqn":  # at least 1,000 gradient updates before the cut, and exploration is over by then
             assert args.total_timesteps / 2 - args.learning_starts >= 1000 * args.train_frequency
