@@ -231,10 +231,10 @@ def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) ->
     kept = {}
     for index, (name, (layer, _)) in enumerate(hidden_layers(network).items()):
         weight = layer.weight.detach().float().cpu().contiguous()
-        n, l1 = min(round(rate * len(weight)), len(weight) - 1), prune_type == "l1-structured"
-        method = prune.LnStructured(n, n=1, dim=0) if l1 else prune.RandomStructured(n, dim=0)
+        n = min(round(rate * len(weight)), len(weight) - 1)
+        methods = {"l1-structured": prune.LnStructured(n, n=1, dim=0), "random-structured": prune.RandomStructured(n, dim=0)}
         with seeded(seed + index):
-            kept[name] = method.compute_mask(weight, torch.ones_like(weight)).flatten(1).any(dim=1)
+            kept[name] = methods[prune_type].compute_mask(weight, torch.ones_like(weight)).flatten(1).any(dim=1)
     return kept
 
 

@@ -188,6 +188,10 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     """All sentences of a study, the declared comparison first."""
     told = [answer.long, *([no_skill.in_words] if no_skill else [])]
     told += [of_dense(row) for row in tables["returns"] if row["role"] == "dense" and "after_cut" in row]
+    if without := [name_of(row["arm"]) for row in tables["returns"] if "after_cut" not in row]:
+        told.append(
+            f"No return after the cut of {', '.join(without)}: a tenth of the steps after the cut has no finished game."
+        )
     compared = [row for row in tables["changes"] if row["pairs"]]
     for role in ("A/A", "positive control", "exploratory"):
         told += [of_arm(row) for row in compared if row["role"] == role]

@@ -26,7 +26,7 @@ from analysis.studies import Arm, Study
 from prune_utils.run import CRITERIA
 
 COLOURS = {"none": "black", "A/A": "#CC79A7", "small": "#009E73"}  # Okabe and Ito's
-COLOURS |= dict(zip(CRITERIA, cycle(["#D55E00", "#0072B2", "#E69F00", "#56B4E9"]), strict=False))
+COLOURS |= dict(zip(CRITERIA, cycle(["#D55E00", "#0072B2", "#E69F00", "#56B4E9", "#F0E442", "#999999"]), strict=False))
 MARKERS = {"none": "D", "A/A": "X", "small": "^"} | dict(zip(CRITERIA, cycle("osP<>"), strict=False))
 RATE_MARKERS, RATE_DASHES = "osDv^P<X>*", ["-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]
 MOMENTS = {"before_prune": "before\nthe cut", "after_prune": "right\nafter it", "final": "at\nthe end"}

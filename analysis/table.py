@@ -41,11 +41,10 @@ def score(moment: dict | None) -> str:
     return f"{moment['mean']:.1f}" + (" [{:.1f}, {:.1f}]".format(*moment["ci95"]) if moment["ci95"] else "")
 
 
-def size(disk: dict[str, int], name: str) -> str:
-    """Bytes, and how many times those of the dense file."""
-    if name not in disk:
-        return "-"
-    return f"{disk[name]:,}" + ("" if name == "dense" else f" ({disk[name] / disk['dense']:.2f}x)")
+def size(summary: dict, name: str) -> str:
+    """Bytes of a file, and how many times those of the weights before the cut, in fp32."""
+    disk = summary["disk"]
+    return f"{disk[name]:,} ({disk[name] / summary['total'] / 4:.2f}x)" if name in disk else "-"
 
 
 def return_after_cut(folder: Path) -> str:
@@ -63,15 +62,18 @@ def column(folder: Path) -> dict[str, str]:
     summary = json.loads((folder / "summary.json").read_text())
     moments, entries = summary.get("eval", {}), summary.get("parameters", summary["total"])
     zeros = entries - summary["nonzero"]
-    speed = summary["time"]["agent_steps_per_second_while_learning"]
+    speeds = {
+        when: summary["time"].get(f"agent_steps_per_second_{when}") for when in ("while_learning", "before_cut", "after_cut")
+    }
     cells = {"agent steps": f"{summary['global_step']:,}"}
     cells |= {"games per moment": " / ".join(str(moments[name]["n"]) for name in MOMENTS if name in moments) or "-"}
     cells |= {label: score(moments.get(name)) for name, label in MOMENTS.items()}
     cells |= {"return after the cut": return_after_cut(folder)}
     cells |= {"parameters": f"{entries:,} ({entries / summary['total']:.2f}x)"}
     cells |= {"zeros": f"{zeros:,} of {entries:,} ({zeros / entries:.1%})"}
-    cells |= {label: size(summary["disk"], name) for name, label in FORMATS.items()}
-    return cells | {"agent steps per second": "-" if speed is None else f"{speed:.0f}"}
+    cells |= {label: size(summary, name) for name, label in FORMATS.items()}
+    whole, *parts = ["-" if speed is None else f"{speed:.0f}" for speed in speeds.values()]
+    return cells | {"agent steps per second": whole, "before / after the cut": " / ".join(parts)}
 
 
 def print_table(runs: tuple[str, ...]) -> None:
@@ -80,13 +82,14 @@ def print_table(runs: tuple[str, ...]) -> None:
         try:
             finished[run] = column(Path(run))
         except (FileNotFoundError, NotADirectoryError):
-            others.append(f"unfinished, no summary.json: {run}")
+            others.append(f"unfinished, no summary.json: {run}" if Path(run).is_dir() else f"no such folder: {run}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             others.append(f"broken, summary.json cannot be read ({type(error).__name__}): {run}")
     if finished:
         print(pd.DataFrame(finished).to_string())
         print("Return before the cut, right after it, at the end: mean of its evaluation games [95 % interval].")
-        print("Return after the cut: of training games, mean of ten equal bins of the agent steps after the cut.")
+        print("Return after the cut: of training games, mean of ten equal bins of agent steps; - where a bin has no game.")
+        print("x: times the network before the cut. Speeds can be compared only if the machine was equally busy.")
     for line in others:
         print(line)
     if not finished:

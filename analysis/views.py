@@ -86,6 +86,7 @@ COLUMNS = {
 }
 """heading and format of each column; a name that ends in ~ is an interval"""
 CHANGES = {
+    "pairs": ("pairs with a return after the cut", ""),
     "after_cut": ("return after the cut", "+.1%"),
     "after_cut~": ("95 % interval", "+.1%"),
     "simultaneous~": ("simultaneous 95 % interval", "+.1%"),
@@ -104,7 +105,7 @@ TREND = {
     "simultaneous_points~": ("interval in points", "+,.1f"),
 }
 VIEWS = {
-    "changes": "study arm role pairs runs " + " ".join(CHANGES),
+    "changes": "study arm role runs " + " ".join(CHANGES),
     "returns": "study arm role seeds runs after_cut after_cut~ late late~ final final~ before_prune after_prune "
     "not_above_no_skill",
     "no_skill": "game what policy epsilon games mean mean~",

@@ -61,6 +61,9 @@ def number(variable: str, most: int | None = None) -> int:
 
 def read_variables(args) -> dict:
     """The matrix: seeds, games, rates, types, each value checked as the training script would check it."""
+    for variable in ("SEED", "RATE", "TYPE", "GAME", "FORK"):
+        if variable in os.environ:
+            raise UserError(f"{variable} must be {variable}S, got {variable}={os.environ[variable]}")
     rates = words("RATES", str(args.prune_rate), float)
     matrix = {"seed": words("SEEDS", "1", int), "prune_rate": rates, "env_id": words("GAMES", args.env_id)}
     for option, values in matrix.items():
@@ -159,13 +162,16 @@ def plan(algorithm: str, options: list[str]) -> None:
     in_all = len(runs) * steps - arms * cut
     bf16 = not gpus and args.precision != "fp32" and torch.cpu._is_avx512_bf16_supported()
     rate, source = speed(algorithm, Path(args.runs_dir), bf16)
-    hours = (
-        f"about {in_all / rate / jobs / 3600:.1f} hours {source}" if rate else "hours unknown: no speed has been measured here"
-    )
+    minutes = in_all / rate / jobs / 60 if rate else 0.0
+    hours = f"about {minutes / 60:.1f} hours {source}" if minutes >= 60 else f"about {max(1, minutes):.0f} minutes {source}"
+    hours = hours if rate else "hours unknown: no speed has been measured here"
     disk = (len(dense) + 2 * jobs) * (30e6 + buffer / 20)  # frames of SpaceInvaders compress 20-fold and more
     existing = next(path for path in (Path(args.runs_dir), *Path(args.runs_dir).absolute().parents) if path.exists())
+    rates = " ".join(f"{rate:g}" for rate in matrix["prune_rate"])
+    matrix_in_words = f"seeds {' '.join(map(str, matrix['seed']))}; {' '.join(matrix['prune_type'])} at {rates}"
     print(
-        f"{len(runs)} runs of {steps:,} agent steps, {arms} of them forked at {cut:,}: {in_all:,} agent steps; "
+        f"{matrix_in_words}; {len(runs)} runs of {steps:,} agent steps, "
+        f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "
         "phase one are the commands that end in --until-cut, phase two all others; "
         f"{jobs} side by side, threads {args.num_threads}; {hours}; "
         f"memory {jobs * per_run / 1e9:.1f} GB of {free / 1e9:.1f} GB, "

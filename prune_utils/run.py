@@ -15,6 +15,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -213,6 +214,8 @@ class Run:
             self.compare(self.checkpoint, "fork_from", f"be a run of the same options, script and machine: {self.parent}")
         self.lock()
         if finished:
+            changed = self.changes(previous, set(self.config["resolved"]))
+            check(not changed, "run_name", f"name another run, or --overwrite be given: {self.folder} is finished", changed)
             changed = self.changes(previous)
             say(f"{self.folder} is finished; --overwrite starts anew" + f" (since then: {changed})" * bool(changed))
             return self.leave()
@@ -224,6 +227,8 @@ class Run:
             self.compare(self.checkpoint, "run_name", f"name a run with a checkpoint of its own: {self.folder} differs")
             os.replace(self.checkpoint["file"], self.folder / CHECKPOINTS[0])  # the one before may be the last good one
         else:
+            if previous and not self.checkpoint:
+                say(f"{self.folder}: there is no checkpoint yet, so it starts at step 0")
             self.begin(OWN_FILES if previous else OWN_FILES + WANDB_FILES)  # the same rows go to the same W&B run
         if args.until_cut and self.checkpoint and self.checkpoint["cut_done"]:
             say(f"{self.folder} is past its cut")
@@ -250,8 +255,8 @@ class Run:
 
     def compare(self, other: dict, option: str, rule: str) -> None:
         """Raise UserError where a config or a checkpoint is of another run than this, or than the parent of this fork."""
+        check(other["algorithm"] == self.algorithm, option, rule, f"algorithm {other['algorithm']} -> {self.algorithm}")
         changed = self.changes(other, OF_THE_CUT if self.parent and is_prune_point(other) else frozenset())
-        changed = changed or (other["algorithm"] != self.algorithm and f"{other['algorithm']} -> {self.algorithm}")
         check(not changed, option, rule, changed)
 
     def lock(self) -> None:
@@ -390,11 +395,9 @@ class Run:
     def log_cut(self, global_step: int, counts: dict[str, dict[str, int]]) -> None:
         """Log the share of pruned entries, of the network and of each tensor; `counts` as in `finish`."""
         total, pruned = (sum(count[key] for count in counts.values()) for key in ("total", "pruned"))
-        what = (
-            f"{pruned:,} of {total:,} entries ({pruned / total:.1%})"
-            if self.args.prune_type != "none"
-            else "nothing: a dense run"
-        )
+        what = f"{pruned:,} of {total:,} entries ({pruned / total:.1%})"
+        if self.args.prune_type == "none":
+            what = "nothing: a dense run, whose games right after it are other games of the same network"
         say(f"step {global_step:,}: the cut removed {what}")
         self.log.at_cut = (self.log.steps, self.log.seconds)
         self.log.restart_clock(global_step)  # the lap of the cut does not count
@@ -420,6 +423,8 @@ class Run:
 
     def on_signal(self, number: int, _frame) -> None:
         self.signal = signal.Signals(number)
+        with suppress(OSError):  # and no print, which may be at work just now
+            os.write(2, f"\n{self.signal.name}: stops at the next step; a second signal ends it at once\n".encode())
         for each in self.handlers:
             signal.signal(each, signal.SIG_DFL)
 

@@ -72,9 +72,12 @@ def test_a_finished_run_says_so_and_what_has_changed_since_and_is_left_as_it_is(
     before = contents(folder)
     assert script.train(small(tmp_path)) == folder
     assert capsys.readouterr().out == f"{folder} is finished; --overwrite starts anew\n"
-    assert script.train(small(tmp_path, prune_rate=0.5, track=True)) == folder
-    assert "(since then: prune_rate 0.3 -> 0.5)" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^--run-name must .* is finished, got prune_rate 0.3 -> 0.5$"):
+        script.train(small(tmp_path, prune_rate=0.5, track=True))
     assert contents(folder) == before
+    change_config(folder, resolved={"torch": "1.0"})
+    assert script.train(small(tmp_path, track=True)) == folder
+    assert f"(since then: torch 1.0 -> {torch.__version__})" in capsys.readouterr().out
 
 
 def test_checkpoints_that_a_kill_left_in_a_finished_run_go_at_the_next_start(tmp_path):
@@ -139,7 +142,7 @@ def test_a_run_without_a_cut_is_the_same_at_any_prune_rate_and_one_with_a_cut_is
         assert not run.finished
     (folder / "summary.json").write_text("{}")
     assert script.train(small(tmp_path, prune_type="none", **rest)) == folder
-    assert capsys.readouterr().out == f"{folder} is finished; --overwrite starts anew\n"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{folder} is finished; --overwrite starts anew"
     begun(tmp_path, run_name="l1")
     with pytest.raises(UserError, match=r"got prune_rate 0\.3 -> 0\.9, prune_scope layer -> global, prune_bias True -> False$"):
         Run(small(tmp_path, run_name="l1", **rest), "ppo", script.__file__)
@@ -155,7 +158,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_the_default_of_an_option_that_
         Run(small(tmp_path, num_steps=64), "ppo", script.__file__)
     (folder / "summary.json").write_text("{}")
     script.train(small(tmp_path))
-    assert capsys.readouterr().out == f"{folder} is finished; --overwrite starts anew\n"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{folder} is finished; --overwrite starts anew"
 
 
 def test_differences_name_what_both_know_and_each_value():

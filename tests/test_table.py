@@ -21,7 +21,7 @@ SUMMARY = {
         "final": {"n": 1, "mean": 155.0, "std": None, "ci95": None},
     },
     "disk": {"dense": 4000, "coo": 10000, "csr_int64": 9000, "csr_int32": 6500, "packed": 3000},
-    "time": {"agent_steps_per_second_while_learning": 612.4},
+    "time": {"agent_steps_per_second_while_learning": 612.4, "agent_steps_per_second_after_cut": 700.2},
 }
 
 
@@ -48,7 +48,7 @@ def printed_table(monkeypatch, capsys, *runs: str) -> str:
 def test_the_table_shows_what_the_summary_says(make_run, monkeypatch, capsys):
     lines = printed_table(monkeypatch, capsys, make_run("a")).splitlines()
     assert lines[0].split() == ["a"]
-    cells = {label.strip(): cell.strip() for label, cell in (line.split("  ", 1) for line in lines[1:-2])}
+    cells = {label.strip(): cell.strip() for label, cell in (line.split("  ", 1) for line in lines[1:-3])}
     assert cells == {
         "agent steps": "24,576",
         "games per moment": "3 / 3 / 1",
@@ -58,12 +58,13 @@ def test_the_table_shows_what_the_summary_says(make_run, monkeypatch, capsys):
         "return at the end": "155.0",  # one game has no interval
         "parameters": "1,000 (1.00x)",
         "zeros": "255 of 1,000 (25.5%)",  # entries that are 0 by value: 1000 - 745, five more than were pruned
-        "bytes, dense": "4,000",
+        "bytes, dense": "4,000 (1.00x)",
         "bytes, COO": "10,000 (2.50x)",
         "bytes, CSR int64": "9,000 (2.25x)",
         "bytes, CSR int32": "6,500 (1.62x)",
         "bytes, packed": "3,000 (0.75x)",
         "agent steps per second": "612",
+        "before / after the cut": "- / 700",  # a fork did not learn before it
     }
 
 
@@ -78,11 +79,11 @@ def test_what_a_run_did_not_measure_is_a_dash_and_no_number(make_run, monkeypatc
     time = {"agent_steps_per_second_while_learning": None}
     run = make_run("a", eval={}, disk={"dense": 4000}, time=time)
     lines = printed_table(monkeypatch, capsys, run).splitlines()
-    dashes = [line.rsplit("  ", 1)[0].strip() for line in lines[1:-2] if line.split()[-1] == "-"]
+    dashes = [line.rsplit("  ", 1)[0].strip() for line in lines[1:-3] if line.split()[-1] == "-"]
     unmeasured = ["games per moment", "return before the cut", "return right after it", "return at the end"]
     unmeasured += ["return after the cut"]
     formats = ["bytes, COO", "bytes, CSR int64", "bytes, CSR int32", "bytes, packed"]
-    assert dashes == [*unmeasured, *formats, "agent steps per second"]
+    assert dashes == [*unmeasured, *formats, "agent steps per second", "before / after the cut"]
 
 
 def test_the_return_after_the_cut_is_that_of_the_report(monkeypatch, capsys):
@@ -102,7 +103,7 @@ def test_the_return_after_the_cut_is_that_of_the_report(monkeypatch, capsys):
 def test_a_run_without_a_summary_is_named_as_unfinished_beside_those_that_have_one(make_run, monkeypatch, capsys):
     out = printed_table(monkeypatch, capsys, make_run("a"), make_run("b", finished=False), "nowhere")
     assert out.splitlines()[0].split() == ["a"]
-    assert out.splitlines()[-2:] == ["unfinished, no summary.json: b", "unfinished, no summary.json: nowhere"]
+    assert out.splitlines()[-2:] == ["unfinished, no summary.json: b", "no such folder: nowhere"]
 
 
 @pytest.mark.parametrize("torn, error", [("{", "JSONDecodeError"), ("[]", "AttributeError"), ("{}", "KeyError")])
