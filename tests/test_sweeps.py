@@ -224,9 +224,9 @@ def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_
         folder = tmp_path / f"SpaceInvadersNoFrameskip-v4__ppo_atari_prune__{arm}__s1"
         folder.mkdir()
         (folder / "summary.json").write_text(text)
-    # 1 dense run of 359,424 steps, 2 arms of 179,200: 717,824, / 100 / 2 side by side / 3600 = 1.0 hours
+    # 1 dense run of 359,424 steps, 2 arms of 179,200: 717,824, / 100 / 2 side by side / 60 = 60 minutes
     plan("ppo", "--total-timesteps", "360000", RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
-    assert f"about 1.0 hours at the speed of 1 finished runs in {tmp_path};" in capsys.readouterr().err
+    assert f"about 60 minutes at the speed of 1 finished runs in {tmp_path};" in capsys.readouterr().err
 
 
 def test_where_not_even_one_run_fits_the_sweep_says_what_is_needed_and_jobs_overrules_it(monkeypatch, capsys):
