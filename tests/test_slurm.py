@@ -52,7 +52,7 @@ def test_a_sweep_on_slurm_survives_a_requeue_and_a_dense_run_that_fails_and_the_
     variables = {"SEEDS": "1 2", "RATES": "0.5", "TYPES": "random", "RUNS_DIR": str(runs)}
     for name, value in (variables | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}).items():
         monkeypatch.setenv(name, value)
-    options = SMALL["ppo"] | {"total_timesteps": 3072}
+    options = SMALL["ppo"] | {"total_timesteps": 3072, "eval_episodes": 0}
     sweep = [str(ROOT / "scripts" / "sweep_ppo.sh"), *flags(options), "--checkpoint-minutes=0.001"]
     monkeypatch.setenv("DRY_RUN", "1")
     names = re.findall(r"--run-name (\S+)", run(*sweep))
