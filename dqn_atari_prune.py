@@ -34,8 +34,6 @@ from prune_utils.games import AtariGames, Step
 from prune_utils.run import Run, check_common
 from prune_utils.shrink import Tensors, count_tensors, hidden_layers, remove_units, widths
 
-ALGORITHM = "dqn"
-
 
 # --------------------------------------------------------------------------------------------------------------- options
 @dataclass
@@ -69,9 +67,9 @@ class Args:
     overwrite: bool = False
     """start anew where a run of this name exists; without it an unfinished one resumes"""
     checkpoint_minutes: float = 10.0
-    """wall-clock minutes between checkpoints, at least 0; 0 for none; never changes a result"""
+    """minutes between checkpoints, at least 0; 0: only at a dense run's cut and on a signal; never shapes a result"""
     fork_from: str | None = None
-    """run folder of a --prune-type none run: start from its checkpoint at the cut; only pruning and fork_seed may differ"""
+    """run folder of a dense run: start at its cut, with the same options but for criterion, rate, scope and bias"""
     fork_seed: int | None = None
     """with --fork-from: new random numbers from the cut on; with --prune-type none as well, the run is the A/A control"""
     until_cut: bool = False
@@ -196,7 +194,7 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
     if prune_type == "none" or prune_type.endswith("-structured"):
         return {}
     method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[prune_type]
-    flat = {name: t.detach().float().cpu().contiguous().flatten() for name, t in tensors.items()}
+    flat = {name: t.float().cpu().contiguous().flatten() for name, t in tensors.items()}
     counts = {name: round(rate * t.numel()) for name, t in flat.items()}
     masks = {}
     if scope == "global":
@@ -231,12 +229,12 @@ def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) ->
 @torch.no_grad()
 def apply_masks(network: nn.Module, optimizer: torch.optim.Optimizer, masks: dict[str, torch.Tensor]) -> None:
     """Set pruned entries to +0.0, and their Adam moments, which would move them off zero on the next step, to zero."""
-    state, parameters = network.state_dict(), dict(network.named_parameters())
     for name, mask in masks.items():
-        state[name] = state[name] * mask + 0.0  # a negative weight * 0 is -0.0; adding 0.0 makes it +0.0
+        p = network.get_parameter(name)
+        p.mul_(mask).add_(0.0)  # a negative weight * 0 is -0.0; adding 0.0 makes it +0.0
         for moment in ("exp_avg", "exp_avg_sq"):  # PreallocatedAdam has them before its first step too
-            optimizer.state[parameters[name]][moment].mul_(mask)
-    network.load_state_dict(state)  # in place; renews a low-precision copy
+            optimizer.state[p][moment].mul_(mask)
+    network.load_state_dict(network.state_dict())  # renews a low-precision copy
 
 
 def mask_gradients(network: nn.Module, masks: dict[str, torch.Tensor]) -> None:
@@ -394,7 +392,7 @@ def update(
 # -------------------------------------------------------------------------------------------------------------- training
 def train(args: Args) -> Path:
     """Train, prune once, train on, evaluate and save. Returns the run folder."""
-    run = Run(args, ALGORITHM, __file__)
+    run = Run(args, "dqn", __file__)
     if run.finished:
         return run.folder
     device = run.device

@@ -21,8 +21,8 @@ import tyro
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.figures import crossing
+from analysis.views import markdown
 from prune_utils.basics import UserError, check, exit_codes
-from prune_utils.evaluation import markdown
 from prune_utils.run import CRITERIA
 
 FORMATS = ("coo", "csr_int64", "csr_int32", "bitmask", "bitmask_fp16_lossy", "zlib_of_dense", "zstd_of_dense", "packed")

@@ -40,9 +40,8 @@ from analysis.no_skill import missing, read_no_skill
 from analysis.page import page
 from analysis.runs import collect
 from analysis.studies import build, group, label_studies
-from analysis.views import view
+from analysis.views import markdown, view
 from prune_utils.basics import UserError, check, exit_codes
-from prune_utils.evaluation import markdown
 from prune_utils.log import init_wandb
 
 MANIFEST = "report_files.txt"

@@ -139,3 +139,9 @@ def view(name: str, rows: list[dict]) -> pd.DataFrame:
                 number(row.get(column), spec, "more than 1,000" if column == "needed" else "never") for row in rows
             ]
     return pd.DataFrame({heading: column for heading, column in cells.items() if set(column) - {"-", ""}})
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A data frame as a Markdown table."""
+    lines = [list(table), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)

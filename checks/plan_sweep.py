@@ -63,7 +63,7 @@ def read_variables(args) -> dict:
     """The matrix: seeds, games, rates, types, each value checked as the training script would check it."""
     for variable in ("SEED", "RATE", "TYPE", "GAME", "FORK"):
         if variable in os.environ:
-            raise UserError(f"{variable} must be {variable}S, got {variable}={os.environ[variable]}")
+            raise UserError(f"{variable} must be written {variable}S, got {variable}={os.environ[variable]}")
     rates = words("RATES", str(args.prune_rate), float)
     matrix = {"seed": words("SEEDS", "1", int), "prune_rate": rates, "env_id": words("GAMES", args.env_id)}
     for option, values in matrix.items():

@@ -28,13 +28,12 @@ import tyro
 
 from dqn_atari_prune import QNetwork
 from evals.common import load
-from evals.export import check_installed, onnx_bytes, onnx_network
+from evals.export import check_installed, onnx_bytes, onnx_network, without_dead_units
 from ppo_atari_prune import Agent
 from prune_utils import storage
 from prune_utils.basics import UserError, check, exit_codes, say
 from prune_utils.device import cores, device_name, low_precision, true_fp32, uses_cuda
 from prune_utils.evaluation import multiply_adds
-from prune_utils.shrink import without_dead_units
 
 BATCHES = (1, 64)
 ROUNDS = 10

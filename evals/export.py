@@ -7,6 +7,7 @@ Its input `frames` is (batch, 4, 84, 84) uint8, the oldest frame first. Its outp
 its outputs are compared with PyTorch's on the frames of a random game. Needs requirements-export.txt.
 """
 
+import copy
 import logging
 import os
 import warnings
@@ -18,15 +19,16 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 import tyro
 
 from dqn_atari_prune import QNetwork
 from evals.common import load
 from ppo_atari_prune import Agent
 from prune_utils.basics import UserError, check, exit_codes, say, write_atomically
-from prune_utils.device import unfold_convolutions
+from prune_utils.device import FoldedConv2d
 from prune_utils.games import AtariGames
-from prune_utils.shrink import without_dead_units
+from prune_utils.shrink import hidden_layers, remove_units
 from prune_utils.storage import load_weights
 
 TOLERANCE = 1e-5
@@ -52,9 +54,37 @@ def real_frames(env_id: str, steps: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(seen))
 
 
+@torch.no_grad()
+def without_dead_units(network: nn.Module) -> nn.Module:
+    """A copy without the channels and hidden units that no input or no output is left of: the same function, to rounding.
+
+    A unit without incoming weights is the constant relu(bias), which goes into the biases of the layers that read it: no
+    convolution here pads, so that each output sees the whole of its kernel. A removal can leave other units dead: repeat.
+    """
+    network = copy.deepcopy(network)
+    removed = True
+    while removed:
+        removed = False
+        for name, (layer, readers) in hidden_layers(network).items():
+            # (outputs, units, positions)
+            inputs = [reader.weight.unflatten(1, (len(layer.weight), -1)).flatten(2) for reader in readers]
+            keep = layer.weight.flatten(1).any(1) & torch.stack([x.any(2).any(0) for x in inputs]).any(0)
+            keep[0] |= ~keep.any()  # a layer that is emptied keeps one unit
+            if keep.all():
+                continue
+            removed = True
+            for reader, x in zip(readers, inputs, strict=True):
+                reader.bias += x.sum(2) @ (F.relu(layer.bias) * ~keep)
+            remove_units({name: keep}, [network])
+    return network
+
+
 def onnx_bytes(network: nn.Module) -> bytes:
     """An ONNX file of the network, for batches of any size."""
-    network = unfold_convolutions(without_dead_units(network)).eval()
+    network = without_dead_units(network).eval()
+    for layer in network.modules():
+        if type(layer) is FoldedConv2d:  # the same function, but a form that is fast in oneDNN only
+            layer.__class__ = nn.Conv2d
     names = ["logits", "value"] if isinstance(network, Agent) else ["q_values"]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that operators of torchvision are missing
     with warnings.catch_warnings(action="ignore"):

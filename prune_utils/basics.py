@@ -107,16 +107,3 @@ def write_atomically(path: Path, data: bytes | memoryview, keep_previous: bool =
     if keep_previous and path.exists():
         os.replace(path, path.with_stem(path.stem + "_previous"))
     os.replace(part, path)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name at no cost where the disk can; no file of a run is ever changed in place."""
-    part = target.with_name(target.name + ".part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(source, part)
-    except OSError:
-        write_atomically(target, source.read_bytes())
-    else:
-        os.replace(part, target)
-        part.unlink(missing_ok=True)  # it is still there where both were the same file already

@@ -261,14 +261,6 @@ def fold_convolutions(network: nn.Module) -> nn.Module:
     return network
 
 
-def unfold_convolutions(network: nn.Module) -> nn.Module:
-    """Undo fold_convolutions."""
-    for layer in network.modules():
-        if type(layer) is FoldedConv2d:
-            layer.__class__ = nn.Conv2d
-    return network
-
-
 def fp32_copy(network: nn.Module) -> nn.Module:
     """A copy in contiguous fp32, as a reader of model.pt would build it: what is evaluated."""
     network = copy.deepcopy(network).float()

@@ -21,7 +21,7 @@ ENVIRONMENTS = 10
 
 
 class Counted:
-    """A policy that counts its actions, those of environments that play on unseen included."""
+    """A policy that counts its actions, also those of environments whose games no longer count."""
 
     def __init__(self, policy: Policy):
         self.policy, self.counts = policy, Counter()
@@ -70,12 +70,6 @@ def statistics(returns: list[float]) -> dict:
     std = float(np.std(returns, ddof=1))
     quantiles = special.stdtrit(n - 1, [(1 - 0.95) / 2, (1 + 0.95) / 2])  # scipy.stats has them too, but takes a second to load
     return {"n": n, "mean": mean, "std": std, "ci95": (quantiles * (std / np.sqrt(n)) + mean).tolist()}
-
-
-def markdown(table) -> str:
-    """A data frame as a Markdown table."""
-    lines = [list(table), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 @torch.no_grad()

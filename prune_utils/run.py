@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 
 from prune_utils import device, evaluation, storage
-from prune_utils.basics import Busy, Stop, UserError, check, derive_seed, link_or_copy, say, write_atomically
+from prune_utils.basics import Busy, Stop, UserError, check, derive_seed, say, write_atomically
 from prune_utils.games import atari_spec
 from prune_utils.log import Log
 
@@ -49,14 +49,14 @@ MOMENTS = {"before_prune": "before the cut", "after_prune": "right after the cut
 
 # ---------------------------------------------------------------------------------------------------------------- naming
 def check_common(args) -> None:
-    """Raise UserError for an option of the game, the run folder or the machine that breaks its rule."""
+    """Raise UserError for an option that both scripts have and that breaks its rule."""
     atari_spec(args.env_id)
     for name, value in vars(args).items():
         check(not isinstance(value, int) or value < 2**40, name, "be below 2**40", value)
     for name in ("seed", "eval_episodes", "num_threads"):
         check(getattr(args, name) >= 0, name, "be at least 0", getattr(args, name))
     check(args.num_threads <= 1024, "num_threads", "be at most 1024", args.num_threads)
-    check(0 <= args.checkpoint_minutes < float("inf"), "checkpoint_minutes", "be at least 0", args.checkpoint_minutes)
+    check(0 <= args.checkpoint_minutes < float("inf"), "checkpoint_minutes", "be finite, at least 0", args.checkpoint_minutes)
     named = args.run_name is None or re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}", args.run_name)
     check(bool(named), "run_name", "be 1 to 200 of the characters [A-Za-z0-9_.-], and no dot first", args.run_name)
     forks = args.fork_seed is None or (args.fork_from is not None and args.fork_seed >= 0)
@@ -66,7 +66,7 @@ def check_common(args) -> None:
     check(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
     check(0 < args.width <= 16, "width", "lie in (0, 16]", args.width)
     check(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
-    check(0 < args.learning_rate < float("inf"), "learning_rate", "be above 0", args.learning_rate)
+    check(0 < args.learning_rate < float("inf"), "learning_rate", "be finite and above 0", args.learning_rate)
     check(0 <= args.gamma <= 1, "gamma", "lie in [0, 1]", args.gamma)
     structured = args.prune_type.endswith("-structured")
     check(not structured or args.prune_scope == "layer", "prune_scope", f"be layer with {args.prune_type}", args.prune_scope)
@@ -92,7 +92,7 @@ def identity(config: dict) -> dict:
 
 
 def differences(old: dict, new: dict, ignored: set[str] = frozenset()) -> str:
-    """In what two identities differ. An option that an earlier version did not know had its default, and is not compared."""
+    """In what two identities differ, of the names that both have."""
     names = [name for name in new if name in old and name not in ignored and old[name] != new[name]]
     texts = {name: f"{name} {old[name]} -> {new[name]}" for name in names}
     if (name := "source_sha256") in texts:
@@ -211,7 +211,7 @@ class Run:
             recorded = self.checkpoint
         self.describe(recorded.get("resolved", {}))
         if self.checkpoint:
-            self.compare(self.checkpoint, "fork_from", f"be a run of the same options, script and machine: {self.parent}")
+            self.compare(self.checkpoint, "fork_from", f"be a run of the same options, script and versions: {self.parent}")
         self.lock()
         if finished:
             changed = self.changes(previous, set(self.config["resolved"]))
@@ -287,7 +287,7 @@ class Run:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
         if self.parent:
-            link_or_copy(self.parent / "prune_point.pt", self.folder / CHECKPOINTS[0])
+            write_atomically(self.folder / CHECKPOINTS[0], (self.parent / "prune_point.pt").read_bytes())
 
     def delete(self, patterns: tuple[str, ...]) -> None:
         """Remove files of this run, in this order."""
@@ -307,7 +307,7 @@ class Run:
         return {key: t.to(self.device) for key, t in self.checkpoint["parts"][name].items()} if self.checkpoint else {}
 
     def resume(self, parts: dict, generators: list[torch.Generator]) -> int:
-        """Say what a checkpoint holds, restore it if there is one, and start the log; the agent step to go on from."""
+        """Register the parts of every checkpoint, restore them if there is one, start the log; the agent step to go on from."""
         self.parts = parts | {f"generator_{index}": generator for index, generator in enumerate(generators)}
         checkpoint, global_step, self.first_step = self.checkpoint, 0, 0
         forked = bool(self.parent) and is_prune_point(checkpoint)
@@ -348,8 +348,7 @@ class Run:
     def save_prune_point(self, global_step: int) -> None:
         """Keep a checkpoint of this moment for forks."""
         self.save(global_step)
-        self.check_folder()
-        link_or_copy(self.folder / CHECKPOINTS[0], self.folder / "prune_point.pt")
+        self.write("prune_point.pt", (self.folder / CHECKPOINTS[0]).read_bytes())
 
     def check_folder(self) -> None:
         """Raise OSError where the folder is no longer that of this process."""
@@ -416,7 +415,7 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ its end
     def listen(self) -> None:
-        """From here on the next step saves and ends after a SIGTERM, Ctrl-C or hang-up; a second signal ends at once."""
+        """From here on SIGTERM, Ctrl-C or a hang-up lets the run save and end after its iteration, a second one at once."""
         if threading.current_thread() is threading.main_thread():
             numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
             self.handlers = {number: signal.signal(number, self.on_signal) for number in numbers}
@@ -424,7 +423,9 @@ class Run:
     def on_signal(self, number: int, _frame) -> None:
         self.signal = signal.Signals(number)
         with suppress(OSError):  # and no print, which may be at work just now
-            os.write(2, f"\n{self.signal.name}: stops at the next step; a second signal ends it at once\n".encode())
+            os.write(
+                2, f"\n{self.signal.name}: saves and stops after this iteration; a second signal ends it at once\n".encode()
+            )
         for each in self.handlers:
             signal.signal(each, signal.SIG_DFL)
 

@@ -1,10 +1,7 @@
 """Take whole channels and hidden units out of a network: its tensors get smaller, in place."""
 
-import copy
-
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 Tensors = dict[str, torch.Tensor]
 
@@ -63,28 +60,3 @@ def remove_units(kept: Tensors, networks: list[nn.Module], optimizer: torch.opti
                 sizes = ("out_channels", "in_channels") if isinstance(each, nn.Conv2d) else ("out_features", "in_features")
                 for size, number in zip(sizes, each.weight.shape, strict=False):
                     setattr(each, size, number)
-
-
-@torch.no_grad()
-def without_dead_units(network: nn.Module) -> nn.Module:
-    """A copy without the channels and hidden units that no input or no output is left of: the same function, to rounding.
-
-    A unit without incoming weights is the constant relu(bias), which goes into the biases of the layers that read it: no
-    convolution here pads, so that each output sees the whole of its kernel. A removal can leave other units dead: repeat.
-    """
-    network = copy.deepcopy(network)
-    removed = True
-    while removed:
-        removed = False
-        for name, (layer, readers) in hidden_layers(network).items():
-            # (outputs, units, positions)
-            inputs = [reader.weight.unflatten(1, (len(layer.weight), -1)).flatten(2) for reader in readers]
-            keep = layer.weight.flatten(1).any(1) & torch.stack([x.any(2).any(0) for x in inputs]).any(0)
-            keep[0] |= ~keep.any()  # a layer that is emptied keeps one unit
-            if keep.all():
-                continue
-            removed = True
-            for reader, x in zip(readers, inputs, strict=True):
-                reader.bias += x.sum(2) @ (F.relu(layer.bias) * ~keep)
-            remove_units({name: keep}, [network])
-    return network

@@ -15,8 +15,6 @@ import zstandard
 
 Weights = dict[str, torch.Tensor]
 DIGEST = 64  # hexadecimal digits of SHA-256
-KINDS = ("float32", "float16", "bfloat16", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
-DTYPES = {kind: getattr(torch, kind) for kind in KINDS}
 
 
 class BrokenFile(ValueError):
@@ -24,23 +22,18 @@ class BrokenFile(ValueError):
 
 
 def pack(weights: Weights) -> bytes:
-    """Tensors (types: DTYPES; any shape) as a compressed .npz: which entries are not +0.0, and the bytes of those.
+    """fp32 tensors of any shape as a compressed .npz: which entries are not +0.0, and the bytes of those.
 
-    `header` holds names, types and shapes, `mask` one bit per entry, `values_<size>` the values of that many bytes: the first
-    byte of all, then the second, since the byte with the exponent compresses and mantissas are noise. The archive's comment is
-    the SHA-256 of all before it. Equal weights make equal files.
+    `header` holds names, types and shapes, `mask` one bit per entry, `values_4` the values: the first byte of all, then the
+    second, since the byte with the exponent compresses and mantissas are noise. The archive's comment is the SHA-256 of all
+    before it. Equal weights make equal files.
     """
-    header, masks, values = [], [], {}
-    for name, t in weights.items():
-        bits = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().view(f"<u{t.element_size()}")
-        header.append([name, str(t.dtype).removeprefix("torch."), list(t.shape)])
-        masks.append(bits != 0)
-        values.setdefault(t.element_size(), []).append(bits[bits != 0])
-    arrays = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8), "mask": np.packbits(np.concatenate(masks))}
-    for size, parts in values.items():
-        arrays[f"values_{size}"] = np.concatenate(parts).view(np.uint8).reshape(-1, size).T.copy()  # (size, values)
+    header = json.dumps([[name, "float32", list(t.shape)] for name, t in weights.items()]).encode()
+    flat = [t.detach().cpu().contiguous().reshape(-1).numpy() for t in weights.values()]
+    bits = np.concatenate(flat, dtype="<f4", casting="no").view("<u4")
+    values = bits[bits != 0].view(np.uint8).reshape(-1, 4).T.copy()  # (4, values)
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, header=np.frombuffer(header, np.uint8), mask=np.packbits(bits != 0), values_4=values)
     with zipfile.ZipFile(file, "a") as archive:
         archive.comment = bytes(DIGEST)
     data = file.getvalue()[:-DIGEST]
@@ -53,25 +46,18 @@ def unpack(data: bytes) -> Weights:
         raise BrokenFile("cut short, altered, or no packed model")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            header = [(name, DTYPES[kind], shape) for name, kind, shape in json.loads(bytes(archive["header"]))]
-            counts = {name: math.prod(shape) for name, _, shape in header}
-            entries, mask = sum(counts.values()), archive["mask"]
-            values = {size: archive[f"values_{size}"] for size in {kind.itemsize for _, kind, _ in header}}
-        if len(counts) != len(header) or mask.dtype != np.uint8 or len(mask) != -(-entries // 8):
-            raise ValueError("its header and mask do not fit each other")
-        mask = np.unpackbits(mask, count=entries).astype(bool)
-        weights, here, used = {}, 0, dict.fromkeys(values, 0)
-        for name, kind, shape in header:
-            chosen = mask[here : here + counts[name]]
-            bits, count = np.zeros((len(chosen), kind.itemsize), np.uint8), int(chosen.sum())
-            bits[chosen] = values[kind.itemsize][:, used[kind.itemsize] : used[kind.itemsize] + count].T
-            weights[name] = torch.from_numpy(bits.reshape(-1)).view(kind).reshape(shape)
-            here, used[kind.itemsize] = here + len(chosen), used[kind.itemsize] + count
-        if {size: (size, count) for size, count in used.items()} != {size: kept.shape for size, kept in values.items()}:
-            raise ValueError("its mask and values do not fit each other")
+            header, mask, values = json.loads(bytes(archive["header"])), archive["mask"], archive["values_4"]
+        shapes = {name: shape for name, kind, shape in header if kind == "float32"}
+        counts = [math.prod(shape) for shape in shapes.values()]
+        chosen = np.unpackbits(mask)[: sum(counts)].astype(bool)
+        if len(mask) != -(-sum(counts) // 8) or values.shape != (4, chosen.sum()):
+            raise ValueError("its header, mask and values do not fit each other")
+        bits = np.zeros((len(chosen), 4), np.uint8)
+        bits[chosen] = values.T
+        flat = torch.from_numpy(bits.reshape(-1)).view(torch.float32).split(counts)
+        return {name: t.reshape(shape) for (name, shape), t in zip(shapes.items(), flat, strict=True)}
     except Exception as error:  # whatever a stranger's file makes the readers say
         raise BrokenFile(f"no packed model ({type(error).__name__}: {error})") from None
-    return weights
 
 
 def load_weights(path: Path | str) -> Weights:

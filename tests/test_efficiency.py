@@ -12,8 +12,8 @@ import torch
 
 from analysis import costs
 from evals import efficiency
+from evals.export import without_dead_units
 from prune_utils.device import fold_convolutions, low_precision
-from prune_utils.shrink import without_dead_units
 from tests.conftest import SCRIPTS, summary, weights
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from prune_utils import run as run_module
 from prune_utils.basics import Busy, UserError, write_atomically
 from prune_utils.run import OWN_FILES, Run, default_run_name, differences, identity, read_config
 from tests.conftest import SCRIPTS, SHORT, SMALL, rows
@@ -211,13 +210,13 @@ def test_a_fork_is_held_against_its_parent_until_it_has_a_checkpoint_of_its_own_
 
 def test_a_fork_that_loses_its_parent_while_it_begins_ends_with_a_line(small_run, tmp_path, monkeypatch, main, capsys):
     parent = shutil.copytree(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"), tmp_path / "dense")
-    link_or_copy = run_module.link_or_copy
+    delete = Run.delete
 
-    def lose_the_parent(source, target):
-        source.unlink()
-        link_or_copy(source, target)
+    def lose_the_parent(run, patterns):
+        (parent / "prune_point.pt").unlink()
+        delete(run, patterns)
 
-    monkeypatch.setattr(run_module, "link_or_copy", lose_the_parent)
+    monkeypatch.setattr(Run, "delete", lose_the_parent)
     options = SHORT["ppo"] | {"fork_from": str(parent), "runs_dir": str(tmp_path), "run_name": "fork"}
     assert main("ppo", options) == 1
     error = capsys.readouterr().err.splitlines()[-1]

@@ -86,13 +86,12 @@ def test_packed_trained_weights_come_back_and_are_smaller_than_the_formula_zlib_
             assert len(packed) < min(len(zlib.compress(dense, 9)), len(zstandard.compress(dense, 19)))
 
 
-def test_every_type_shape_and_special_value_comes_back_bit_for_bit():
+def test_every_shape_and_special_value_comes_back_bit_for_bit_and_other_types_are_refused():
     g = torch.Generator().manual_seed(0)
     special = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, 3.4e38])
-    tensors = {f"float{t}": special.to(t) for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
     odd_nan = torch.tensor([0x7FC00001, -1], dtype=torch.int32).view(torch.float32)
-    tensors |= {"nan": odd_nan, "scalar": torch.tensor(3.0), "zero": torch.tensor(0.0), "empty": torch.empty(0, 5)}
-    tensors |= {"bool": torch.tensor([True, False]), "int": torch.tensor([[0, -1, 2**62]]), "byte": torch.arange(256).byte()}
+    tensors = {"special": special, "nan": odd_nan, "scalar": torch.tensor(3.0), "zero": torch.tensor(0.0)}
+    tensors |= {"empty": torch.empty(0, 5)}
     for shape in ((), (1,), (7, 3), (2, 3, 4, 5)):
         for rate in (0.0, 0.3, 1.0):
             t = torch.randn(shape, generator=g)
@@ -101,6 +100,9 @@ def test_every_type_shape_and_special_value_comes_back_bit_for_bit():
     assert same(storage.unpack(storage.pack(tensors)), tensors)
     for name, t in tensors.items():
         assert same(storage.unpack(storage.pack({name: t})), {name: t})
+    for kind in (torch.float16, torch.float64, torch.int32):
+        with pytest.raises(TypeError):
+            storage.pack({"w": special, "other": special.to(kind)})
 
 
 @pytest.mark.parametrize("kind", [str, Path])

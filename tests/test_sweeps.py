@@ -167,7 +167,7 @@ def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_f
         ("AA=yes", "error: AA must be 0 or 1, got yes"),
         ("DRY_RUN=2", "error: DRY_RUN must be 0 or 1, got 2"),
         ("FORKS=-3", "error: FORKS must be a whole number, got -3"),
-        ("SEED=2", "error: SEED must be SEEDS, got SEED=2"),
+        ("SEED=2", "error: SEED must be written SEEDS, got SEED=2"),
     ],
 )
 def test_what_no_run_would_take_is_refused_in_one_line(words, says, monkeypatch, capsys):
