@@ -288,10 +288,10 @@ def low_precision(network: nn.Module, dtype: torch.dtype, optimizer: torch.optim
         for p, master in pairs:
             p.copy_(master)
 
-    gradients = {}  # in fp32, at addresses that stay
+    gradients = {p: torch.empty_like(master) for p, master in pairs}  # in fp32, at addresses that stay
 
     def deliver(master: nn.Parameter, p: nn.Parameter) -> None:
-        if p not in gradients or gradients[p].shape != p.shape:  # at first, and once units were removed
+        if gradients[p].shape != p.shape:  # units were removed
             gradients[p] = torch.empty_like(master)
         master.grad, p.grad = gradients[p].copy_(p.grad), None
 
