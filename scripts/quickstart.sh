@@ -2,7 +2,7 @@
 # Train a small PPO and a small DQN on SpaceInvaders side by side, prune both midway, and print one table of them. PPO loses
 # half of its weights (l1), DQN half of its channels and units (l1-structured). Then an agent that lost half of its weights in
 # the middle of 2M steps plays ten games.
-# Needs python3 (3.11 or newer) with venv, two cores and about 5 minutes, installation included; no GPU.
+# Needs python3 (3.11 or newer) with venv, two cores and 3 to 5 minutes, installation included; no GPU.
 #   scripts/quickstart.sh               install, train, print the table, play; trains nothing that is finished
 #   scripts/quickstart.sh --overwrite   train anew; options go to both trainings
 #   DRY_RUN=1 scripts/quickstart.sh     print the two training commands
