@@ -221,8 +221,8 @@ STRANGE = {
 @pytest.mark.parametrize("strange", STRANGE)
 def test_a_model_with_a_strange_tensor_is_refused_in_one_line(strange, small_run, monkeypatch, tmp_path, capsys):
     tensors = weights(small_run("ppo", prune_type="none"))
-    (tmp_path / "model.npz").write_bytes(storage.pack(tensors | STRANGE[strange]))
-    line = refused("ppo", monkeypatch, capsys, tmp_path / "model.npz", f"--env-id={ENV_ID}")
+    torch.save(tensors | STRANGE[strange], tmp_path / "model.pt")
+    line = refused("ppo", monkeypatch, capsys, tmp_path / "model.pt", f"--env-id={ENV_ID}")
     assert line.startswith("error: MODEL must be a saved Agent for ")
 
 

@@ -284,13 +284,17 @@ def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of
 
 
 def test_runs_of_a_killed_driver_go_on_and_a_second_sweep_waits_for_them_and_trains_nothing_twice(tmp_path):
-    options = flags(SMALL["ppo"] | {"eval_episodes": 0})
+    half = 2304  # agent steps: enough time to stop it on its way
+    options = flags(SMALL["ppo"] | {"eval_episodes": 0, "total_timesteps": 2 * half})
     words, environment = sweep("ppo", *options, RATES="0.5", TYPES="l1", RUNS_DIR=str(tmp_path), JOBS="2")
     driver = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     orphan = process_of(f"__none__.*--runs-dir {tmp_path} ")
     while not list(tmp_path.glob("*/config.json")):
         time.sleep(0.05)
     subprocess.run(["pkill", "-9", "-s", str(driver.pid), "-x", "bash|xargs"], check=True)  # all but the training
+    driver.wait()
+    while len(subprocess.run(["pgrep", "-s", str(driver.pid)], capture_output=True).stdout.split()) > 1:
+        time.sleep(0.01)  # a process that is stopped while its group loses its parent gets a SIGHUP
     os.kill(orphan, signal.SIGSTOP)
     second = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     (log,) = tmp_path.glob("*.log")
@@ -300,7 +304,6 @@ def test_runs_of_a_killed_driver_go_on_and_a_second_sweep_waits_for_them_and_tra
     os.kill(orphan, signal.SIGCONT)
     printed, errors = second.communicate(timeout=600)
     assert second.returncode == 0 and " (2 of 2)" in printed, printed + errors
-    half = SMALL["ppo"]["total_timesteps"] // 2
     ran = {summary(folder)["arm"]: summary(folder)["agent_steps_run"] for folder in tmp_path.iterdir() if folder.is_dir()}
     assert ran == {"none": 2 * half, "l1-0.5": half}
     logs = "".join(file.read_text() for file in tmp_path.glob("*.log"))
