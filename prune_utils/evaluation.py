@@ -9,7 +9,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
-from scipy import special
 
 from prune_utils.device import true_fp32
 from prune_utils.games import AtariGames, atari_spec
@@ -64,11 +63,13 @@ def play(
 
 def statistics(returns: list[float]) -> dict:
     """Mean, standard deviation (n - 1) and 95 % t interval of the mean over games. One game alone has only a mean."""
+    from scipy import special  # needed at the end of a run only; scipy.stats takes a second to load
+
     n, mean = len(returns), float(np.mean(returns))
     if n == 1:
         return {"n": 1, "mean": mean, "std": None, "ci95": None}
     std = float(np.std(returns, ddof=1))
-    quantiles = special.stdtrit(n - 1, [(1 - 0.95) / 2, (1 + 0.95) / 2])  # scipy.stats has them too, but takes a second to load
+    quantiles = special.stdtrit(n - 1, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return {"n": n, "mean": mean, "std": std, "ci95": (quantiles * (std / np.sqrt(n)) + mean).tolist()}
 
 
