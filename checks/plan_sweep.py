@@ -162,9 +162,10 @@ def plan(algorithm: str, options: list[str]) -> None:
     in_all = len(runs) * steps - arms * cut
     bf16 = not gpus and args.precision != "fp32" and torch.cpu._is_avx512_bf16_supported()
     rate, source = speed(algorithm, Path(args.runs_dir), bf16)
-    minutes = in_all / rate / jobs / 60 if rate else 0.0
-    hours = f"about {minutes / 60:.1f} hours {source}" if minutes >= 60 else f"about {max(1, minutes):.0f} minutes {source}"
-    hours = hours if rate else "hours unknown: no speed has been measured here"
+    hours = "hours unknown: no speed has been measured here"
+    if rate:
+        minutes = in_all / rate / jobs / 60
+        hours = f"about {minutes / 60:.1f} hours {source}" if minutes >= 60 else f"about {minutes:.0f} minutes {source}"
     disk = (len(dense) + 2 * jobs) * (30e6 + buffer / 20)  # frames of SpaceInvaders compress 20-fold and more
     existing = next(path for path in (Path(args.runs_dir), *Path(args.runs_dir).absolute().parents) if path.exists())
     rates = " ".join(f"{rate:g}" for rate in matrix["prune_rate"])
