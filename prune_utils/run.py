@@ -423,9 +423,7 @@ class Run:
     def on_signal(self, number: int, _frame) -> None:
         self.signal = signal.Signals(number)
         with suppress(OSError):  # and no print, which may be at work just now
-            os.write(
-                2, f"\n{self.signal.name}: saves and stops after this iteration; a second signal ends it at once\n".encode()
-            )
+            os.write(2, f"\n{self.signal.name}: stops at the next safe point; a second signal ends it at once\n".encode())
         for each in self.handlers:
             signal.signal(each, signal.SIG_DFL)
 
