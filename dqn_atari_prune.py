@@ -5,7 +5,8 @@ dqn_atari.py, except num_envs and total_timesteps.
 
 The cut: once, as soon as global_step reaches the share `--prune-at` of the training, the network is pruned, by magnitude (`l1`)
 or at random. Single entries of every layer become zero and stay zero. With `-structured`, whole channels and hidden units are
-removed, and a smaller network trains on. An arm is one pruning setting; all arms of a seed are the same run until the cut.
+removed, and a smaller network trains on. `--prune-cuts` makes it several cuts that prune little by little, to compare with. An
+arm is one pruning setting; all arms of a seed are the same run until the cut.
 
     python dqn_atari_prune.py --env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --seed 1
 
@@ -85,10 +86,16 @@ class Args:
     """share to remove, in [0, 1): round(rate * n) of the n entries of each tensor (scope global: of all) or units of a layer"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
-    prune_scope: Literal["layer", "global"] = "layer"
-    """layer applies the rate to each tensor, global to all tensors together"""
+    prune_cuts: int = 1
+    """number of cuts, from --prune-at to --prune-until; each prunes more, by the cubic schedule of Zhu and Gupta 2017"""
+    prune_until: float = 0.8
+    """when the last of several cuts is, as a share of the training, in [prune_at, 1]; one cut ignores it"""
+    prune_scope: Literal["layer", "global", "erk"] = "layer"
+    """layer applies the rate to each tensor, global to all tensors together, erk shares it out by Erdos-Renyi-Kernel"""
     prune_bias: bool = True
     """prune bias tensors too"""
+    prune_head: bool = True
+    """prune the output layers too"""
     hidden_size: int = 512
     """units of the hidden linear layer; 83 gives a dense network about as many parameters as rate 0.8 leaves"""
     width: float = 1.0
@@ -140,6 +147,9 @@ class Args:
         fits = f"hold a minibatch and {MIN_SLOTS} transitions per game ({least}), and fit into the memory here ({most})"
         check(least <= self.buffer_size <= most, "buffer_size", fits, self.buffer_size)
 
+        rule = "leave each cut an iteration of its own"
+        check(len(set(cut_iterations(self))) == len(cut_iterations(self)), "prune_cuts", rule, self.prune_cuts)
+
     @property
     def num_iterations(self) -> int:
         return self.total_timesteps // self.steps_per_iteration
@@ -171,42 +181,74 @@ class QNetwork(nn.Module):
         x = F.relu(self.fc1(x), inplace=True)
         return self.fc2(x.float())
 
+    def output_health(self, q_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is logged as health of the outputs: mean and standard deviation over observations and actions."""
+        return {"q_mean": q_values.mean(), "q_std": q_values.std()}
+
 
 # --------------------------------------------------------------------------------------------------------------- pruning
-def cut_iteration(args: Args) -> int:
-    """Iterations before the cut: prune_at * num_iterations, rounded up."""
-    return math.ceil(args.prune_at * args.num_iterations - 1e-6)  # a rounding error must not add an iteration
+def cut_iterations(args: Args) -> list[int]:
+    """Iterations before each cut, rounded up: evenly spaced from prune_at to prune_until; a dense run has the first only."""
+    shares = np.linspace(args.prune_at, args.prune_until, 1 if args.prune_type == "none" else args.prune_cuts)
+    return [math.ceil(share * args.num_iterations - 1e-6) for share in shares]  # a rounding error must not add an iteration
 
 
-def prunable(network: nn.Module, bias: bool = True) -> dict[str, torch.Tensor]:
-    """Weights (and biases) of every convolution and linear layer by name, in the order of the network."""
+def rate_after(args: Args, cut: int) -> float:
+    """Share that is pruned after cut 1 to prune_cuts: r * (1 - (1 - cut / prune_cuts)^3) (https://arxiv.org/abs/1710.01878)."""
+    return args.prune_rate * (1 - (1 - cut / args.prune_cuts) ** 3)
+
+
+def prunable(network: nn.Module, bias: bool = True, head: bool = True) -> dict[str, torch.Tensor]:
+    """Weights (and biases) of the convolutions and linear layers (and the output layers) by name, in the network's order."""
     kinds = ("weight", "bias") if bias else ("weight",)
     layers = [(name, m) for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    layers = [(name, layer) for name, layer in layers if head or name not in network.HEADS]
     return {f"{name}.{kind}": getattr(layer, kind).detach() for name, layer in layers for kind in kinds}
 
 
-def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed: int) -> Tensors:
+def erk_rates(tensors: Tensors, rate: float) -> dict[str, float]:
+    """Share to prune of each tensor by Erdos-Renyi-Kernel (https://arxiv.org/abs/1911.11134): kept entries ~ sum of its sizes.
+
+    A tensor that would keep more than it has stays whole, as in google-research/rigl; `rate` of all entries go.
+    """
+    whole: set[str] = set()
+    while True:
+        shared = {name: t for name, t in tensors.items() if name not in whole}
+        kept = (1 - rate) * sum(t.numel() for t in tensors.values()) - sum(tensors[name].numel() for name in whole)
+        factor = kept / max(1, sum(sum(t.shape) for t in shared.values()))
+        keeps = {name: factor * sum(t.shape) / t.numel() for name, t in shared.items()}
+        if max(keeps.values(), default=0) <= 1:
+            return {name: 1 - keeps.get(name, 1.0) for name in tensors}
+        whole |= {name for name, share in keeps.items() if share > 1}
+
+
+def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed: int, masks: Tensors | None = None) -> Tensors:
     """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none` and structured types.
 
-    Scope `layer` removes round(rate * n) entries of each tensor. `global` ranks all tensors together by magnitude; `random`
-    then removes as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: the same on every device.
+    What earlier `masks` pruned stays pruned, and the criterion chooses from the rest. Scope `layer` removes round(rate * n)
+    entries of each tensor, `erk` shares them out by erk_rates. `global` ranks all tensors together by magnitude; `random` then
+    removes as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: the same on every device.
     """
     if prune_type == "none" or prune_type.endswith("-structured"):
         return {}
     method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[prune_type]
-    flat = {name: t.float().cpu().contiguous().flatten() for name, t in tensors.items()}
-    counts = {name: round(rate * t.numel()) for name, t in flat.items()}
-    masks = {}
+    left = {name: (masks or {}).get(name, torch.ones_like(t)).cpu().contiguous().flatten() > 0 for name, t in tensors.items()}
+    flat = {name: t.float().cpu().contiguous().flatten()[left[name]] for name, t in tensors.items()}
+    rates = erk_rates(tensors, rate) if scope == "erk" else dict.fromkeys(tensors, rate)
+    counts = {name: round(rates[name] * len(of)) - int((~of).sum()) for name, of in left.items()}  # to prune now
+    chosen = {}
     if scope == "global":
-        together = torch.cat(list(flat.values()))
-        l1_mask = prune.L1Unstructured(rate).compute_mask(together, torch.ones_like(together))
-        masks = dict(zip(flat, l1_mask.split([t.numel() for t in flat.values()]), strict=True))
-        counts = {name: int((mask == 0).sum()) for name, mask in masks.items()}
-    if scope == "layer" or prune_type != "l1":
+        together, all_left = torch.cat(list(flat.values())), torch.cat(list(left.values()))
+        count = round(rate * len(all_left)) - int((~all_left).sum())
+        l1_mask = prune.L1Unstructured(count).compute_mask(together, torch.ones_like(together))
+        chosen = dict(zip(flat, l1_mask.split([t.numel() for t in flat.values()]), strict=True))
+        counts = {name: int((mask == 0).sum()) for name, mask in chosen.items()}
+    if scope != "global" or prune_type != "l1":
         for index, (name, t) in enumerate(flat.items()):
             with seeded(seed + index):  # a seed per tensor: no draw shifts another's
-                masks[name] = method(counts[name]).compute_mask(t, torch.ones_like(t))
-    return {name: torch.empty_like(t, dtype=torch.float32).copy_(masks[name].view_as(t)) for name, t in tensors.items()}
+                chosen[name] = method(counts[name]).compute_mask(t, torch.ones_like(t))
+    new = {name: torch.zeros(len(of)).masked_scatter_(of, chosen[name]) for name, of in left.items()}
+    return {name: torch.empty_like(t, dtype=torch.float32).copy_(new[name].view_as(t)) for name, t in tensors.items()}
 
 
 def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) -> Tensors:
@@ -416,7 +458,7 @@ def train(args: Args) -> Path:
     last_losses = torch.zeros(2, device=device)  # TD loss and mean Q value of the last update
     policy = partial(make_policy, epsilon=args.eval_epsilon)
 
-    # registered for checkpoints, with generators, step, log and run.cut_done; restored here from a checkpoint or prune point
+    # registered for checkpoints, with generators, step, log and run.cuts_done; restored here from a checkpoint or prune point
     parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer}
     parts |= {"masks": masks, "kept_units": kept_units, "games": games, "buffer": buffer, "last_losses": last_losses}
     global_step = run.resume(parts, generators=[act_generator, batch_generator])
@@ -442,36 +484,43 @@ def train(args: Args) -> Path:
         losses = update(q_network, fast_q, fast_target, optimizer, masks, batch, args.batch_size, args.gamma)
         last_losses.copy_(torch.stack(losses))
 
-    if 0 < cut_iteration(args) * args.num_envs <= args.learning_starts:
+    cuts = cut_iterations(args)
+    tenths = {math.ceil(k * args.num_iterations / 10) for k in range(1, 10)} - {cuts[0], cuts[-1]}  # evaluations do it there
+    if 0 < cuts[0] * args.num_envs <= args.learning_starts:
         say("warning: the cut comes before --learning-starts, when the network has learned nothing yet", error=True)
     graphs = (act, learn)  # what the cut changes
     start = global_step // args.num_envs
     for iteration in range(start, args.num_iterations + 1):  # vectorised steps done so far
         global_step = iteration * args.num_envs
 
-        # the cut: every arm comes here once, started, resumed or forked (`none` removes nothing); no emulator step is pending
-        if iteration == cut_iteration(args) and not run.cut_done:
-            if args.prune_type == "none" and args.fork_from is None:
-                run.save_prune_point(global_step)  # what the arms of this seed fork from
-            if args.until_cut:
-                return run.pause(global_step)
-            run.evaluate("before_prune", global_step, q_network, policy)
-            mask_seed = run.seed("mask" if args.fork_seed is None else f"mask of fork {args.fork_seed}")
-            tensors = prunable(q_network, args.prune_bias)
-            masks |= make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, mask_seed)
+        # the cut: every arm comes here, started, resumed or forked (`none` removes nothing); no emulator step is pending
+        if run.cuts_done < len(cuts) and iteration == cuts[run.cuts_done]:
+            if run.cuts_done == 0:
+                if args.prune_type == "none" and args.fork_from is None:
+                    run.save_prune_point(global_step)  # what the arms of this seed fork from
+                if args.until_cut:
+                    return run.pause(global_step)
+                run.evaluate("before_prune", global_step, q_network, policy)
+            purpose = "mask" if args.fork_seed is None else f"mask of fork {args.fork_seed}"
+            mask_seed = run.seed(f"{purpose}, cut {run.cuts_done}" if run.cuts_done else purpose)
+            tensors, rate = prunable(q_network, args.prune_bias, args.prune_head), rate_after(args, run.cuts_done + 1)
+            masks |= make_masks(tensors, args.prune_type, rate, args.prune_scope, mask_seed, masks)
             apply_masks(q_network, optimizer, masks)
             kept_units |= choose_units(q_network, args.prune_type, args.prune_rate, mask_seed)
             remove_units(kept_units, networks, optimizer)
             target_network.load_state_dict(q_network.state_dict())  # in `none` too, whatever tau: arms differ by the cut alone
             run.log_cut(global_step, count_tensors(prunable(q_network), masks, sizes))
-            run.evaluate("after_prune", global_step, q_network, policy)
-            run.cut_done = True
+            run.cuts_done += 1
+            if run.cuts_done == len(cuts):
+                run.evaluate("after_prune", global_step, q_network, policy)
             for function in graphs:
                 function.recapture()  # its CUDA graph, if there is one, is of the network before the cut
 
         run.checkpoint_if_due(global_step)
         if iteration == args.num_iterations:
             break
+        if iteration in tenths:
+            run.log_health(global_step, q_network, policy)
 
         # act, and learn before the step is stored (CleanRL: after), so that the emulator's threads work meanwhile
         next_step = global_step + args.num_envs

@@ -46,6 +46,15 @@ LOSSES = {
     },
 }
 
+HEALTH = {
+    "health/dormant_fc1": "dormant units of fc1",
+    "health/effective_rank": "effective rank of fc1",
+    "health/feature_norm": "norm of the features",
+    "health/weight_norm": "norm of the weights",
+    "health/q_mean": "mean Q value",
+    "health/entropy": "entropy",
+}
+
 
 def draw(studies: list[Study], out: Path, window: int, no_skill: dict[str, NoSkill]) -> list[str]:
     """All figures, into a folder; which are left out, and why."""
@@ -77,6 +86,7 @@ def draw(studies: list[Study], out: Path, window: int, no_skill: dict[str, NoSki
                 left_out.append(f"training curves of {study.label}: fewer than {(window + 1) // 2} games")
             if not curves(study, styles, LOSSES[study.first.algorithm], out, f"losses_{study.slug}", window, None):
                 left_out.append(f"losses of {study.label}: none were logged")
+            curves(study, styles, HEALTH, out, f"health_{study.slug}", 1, {})
         if not sparsity(studies, styles, out):
             left_out.append("sparsity: no run was pruned")
         disk(studies, out)

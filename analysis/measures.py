@@ -235,6 +235,20 @@ def costs_table(study: Study) -> list[dict]:
     return rows
 
 
+def health_table(study: Study) -> list[dict]:
+    """What the evaluations saw inside the networks: means over the seeds. Before the cut all arms are the dense network."""
+    rows = []
+    for arm in study.arms:
+        for moment in MOMENTS if arm.kind in ("none", "small") else MOMENTS[1:]:
+            names = dict.fromkeys(name for run in arm.all_runs for name in run.health(moment))
+            if not names or arm.kind == "A/A":
+                continue
+            values = {name: arm.by_seed(lambda run, m=moment, name=name: run.health(m).get(name)) for name in names}
+            row = {"study": study.label, "arm": arm.label, "moment": moment, "seeds": max(map(len, values.values()))}
+            rows.append(row | {name: float(np.mean(list(of.values()))) for name, of in values.items()})
+    return rows
+
+
 def no_skill_table(games: dict[str, NoSkill]) -> list[dict]:
     rows = []
     for env_id, no_skill in games.items():

@@ -74,6 +74,10 @@ CAPTIONS = {
 HEADLINE = "{label}: training return in tenths of the steps before and after the cut, and its change against dense. "
 HEADLINE += "Band: 95 % interval, from two seeds on, cut off where it is wide. A/A: equal continuations."
 CUT_OFF = "Where an interval is much longer than its figure, its ends are cut off. The tables have them."
+INSIDE = """Measured on observations of games that each network plays itself, so a change can come from the network or from
+what it gets to see. Dormant: units whose mean activation is at most 2.5 % of that of their layer (Sokar et al. 2023); a unit
+that pruning emptied is one. Effective rank: how many singular values of the last hidden features hold 99 % of their sum
+(Kumar et al. 2021). Curves: means of the seeds, every tenth of the training. None of these numbers is a return."""
 IN_FILES_ONLY = ("named", "bins")
 STYLE = """
 body{font:16px/1.45 system-ui,sans-serif;color:#111;max-width:1120px;margin:1em auto;padding:0 1em}
@@ -139,8 +143,11 @@ def page(
         parts += [figure(file, caption.format(window=window)) for file in files]
     if left_out:
         parts.append(f"<p>Left out, for there is nothing in them:</p>{listed(left_out)}")
+    if "health" in tables:
+        parts.append(f"<h2>Inside the network</h2><p>{INSIDE}</p>{wide(tables['health'])}")
+        parts += [figure(file, "Health over the training.") for file in sorted(figures.glob("health_*.png"))]
     parts.append("<h2>Tables</h2>")
-    shown = {name: table for name, table in tables.items() if name not in ("changes", *IN_FILES_ONLY)}
+    shown = {name: table for name, table in tables.items() if name not in ("changes", "health", *IN_FILES_ONLY)}
     parts += [f"<h3>{name.replace('_', ' ').capitalize()}</h3>{wide(table)}" for name, table in shown.items()]
     paragraphs = METHOD.format(window=window).strip().split("\n\n")
     method = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)

@@ -20,12 +20,14 @@ RUN_FILES = ("config.json", "summary.json", "eval.csv", "curves.csv", "curves.cs
 BEGUN = (".lock", "config.json.part")
 """what a run may have left that was killed before its first file was whole"""
 MOMENTS = ("before_prune", "after_prune", "final")
-CURVES = ("charts/episodic_return", "prune/sparsity", "losses/")
+CURVES = ("charts/episodic_return", "prune/sparsity", "losses/", "health/")
 """beginnings of the tags that are read"""
 MAY_BE_UNDEFINED = "losses/explained_variance"
 """its value in a rollout whose returns are all the same is nan or -inf"""
 OPTIONS = {"env_id": (str,), "seed": (int,), "total_timesteps": (int,), "prune_type": (str,), "prune_rate": (float, int)}
 """options that say what a run is, and their types: none of these is ever assumed"""
+HEADS = ("fc2", "actor", "critic")
+"""output layers of both algorithms"""
 RESOLVED = ("device", "precision", "num_threads", "torch", "source_sha256")
 SUMMARY = {
     "global_step": int,
@@ -82,12 +84,14 @@ class Run:
         self.identity = arm(self.algorithm, self.options)
         self.env_id, self.seed = self.identity["env_id"], self.identity["seed"]
         self.rate, self.kind = self.identity["effective_prune_rate"], self.identity["prune_type"]
-        suffix = ""
+        suffix, cuts = "", ""
         if self.kind != "none":
-            suffix += " global" if self.options["prune_scope"] == "global" else ""
+            suffix += "" if self.options["prune_scope"] == "layer" else f" {self.options['prune_scope']}"
             suffix += "" if self.options["prune_bias"] else " without biases"
-        self.label = arm(self.algorithm, self.options | {"fork_seed": None})["arm"] + suffix  # forks are of one arm
-        self.criterion = self.kind + suffix
+            suffix += "" if self.options["prune_head"] else " without output layers"
+            cuts = f" until {self.options['prune_until']:g}" if self.options["prune_cuts"] > 1 else ""
+        self.label = arm(self.algorithm, self.options | {"fork_seed": None})["arm"] + cuts + suffix  # forks are of one arm
+        self.criterion = self.kind + (f" in {self.options['prune_cuts']} cuts{cuts}" if cuts else "") + suffix
 
     @property
     def name(self) -> str:
@@ -114,6 +118,10 @@ class Run:
         """The share of the commonest action in the evaluation of a moment; nan where it was not recorded."""
         share = self.summary.get("eval", {}).get(moment, {}).get("commonest_action_share")
         return np.nan if share is None else share
+
+    def health(self, moment: str) -> dict[str, float]:
+        """What the evaluation of a moment saw inside the network; empty where it was not recorded."""
+        return self.summary.get("eval", {}).get(moment, {}).get("health", {})
 
     def design(self, ignored: tuple[str, ...] = ()) -> dict:
         """The options that seeds and arms of a study share; what differs between machines is asked of pairs only."""
@@ -210,6 +218,8 @@ def check_pruning(run: Run) -> None:
             ensure(fits, f"summary.json has {gone} units gone from {name}, where {run.label} removes {expected}")
         return
     prunable = {name: count for name, count in tensors.items() if run.options["prune_bias"] or name.endswith(".weight")}
+    if not run.options["prune_head"]:
+        prunable = {name: count for name, count in prunable.items() if name.split(".")[0] not in HEADS}
     entries, pruned = (sum(count[key] for count in of.values()) for of, key in ((prunable, "total"), (tensors, "pruned")))
     expected = run.rate * entries
     far = abs(pruned - expected) > len(tensors) / 2  # each tensor is rounded on its own
@@ -231,6 +241,7 @@ def read_results(run: Run, window: int) -> None:
         ensure(all(isinstance(size, int) for size in sizes), f"summary.json has disk {summary['disk']!r}")
         numbers = summary["time"] | summary.get("multiply_adds", {})
         numbers |= {f"{m} commonest_action_share": run.commonest_action(m) for m in moments}
+        numbers |= {f"{m} health {name}": value for m in moments for name, value in run.health(m).items()}
         for name, value in numbers.items():
             ensure(value is None or type(value) in (int, float), f"summary.json has {name} {value!r}")
         check_pruning(run)

@@ -54,6 +54,16 @@ COLUMNS = {
     "final": ("final network", ",.1f"),
     "final~": ("95 % interval of that", ",.0f"),
     "not_above_no_skill": ("not above no skill", ""),
+    "dormant_conv1": ("dormant channels, conv1", ".1%"),
+    "dormant_conv2": ("conv2", ".1%"),
+    "dormant_conv3": ("conv3", ".1%"),
+    "dormant_fc1": ("dormant units, fc1", ".1%"),
+    "effective_rank": ("effective rank of fc1", ".1f"),
+    "feature_norm": ("norm of the features", ",.2f"),
+    "weight_norm": ("norm of the weights", ",.1f"),
+    "q_mean": ("mean Q", ",.2f"),
+    "q_std": ("deviation of Q", ",.2f"),
+    "entropy": ("entropy, nats", ".2f"),
     "bin": ("tenth after the cut", ""),
     "change": ("change against dense", "+.1%"),
     "change~": ("95 % interval of the change", "+.1%"),
@@ -118,6 +128,8 @@ VIEWS = {
     "costs": "study arm seeds runs total kept zeros emptied disk_* resident_bytes multiply_adds_dense multiply_adds_nonzero "
     "agent_steps_per_second_while_learning agent_steps_per_second_before_cut agent_steps_per_second_after_cut "
     "peak_ram_bytes peak_gpu_bytes",
+    "health": "study arm moment seeds dormant_conv1 dormant_conv2 dormant_conv3 dormant_fc1 effective_rank feature_norm "
+    "weight_norm q_mean q_std entropy",
     "runs": "study arm seed run after_cut late final before_prune after_prune games",
     "named": "what name reason",
 }

@@ -30,7 +30,9 @@ VARIABLES = {"seed": "SEEDS", "prune_rate": "RATES", "prune_type": "TYPES", "env
 VARIABLES |= {"fork_seed": "FORKS or AA"} | dict.fromkeys(("run_name", "fork_from", "until_cut"), "the sweep itself")
 REFUSED = {option: f"it is set by {variable}" for option, variable in VARIABLES.items()}
 REFUSED |= {"overwrite": "arms would fork from a run that starts anew; take another RUNS_DIR or delete the runs"}
-SET_BY_SWEEP = ("runs_dir", "env_id", "seed", "num_threads", "prune_type", "prune_rate", "fork_from", "fork_seed")
+SET_BY_SWEEP = ("runs_dir", "env_id", "seed", "num_threads", "prune_type", "prune_rate", "prune_cuts", "fork_from", "fork_seed")
+CUTS = 8
+"""of a gradual arm"""
 RUN_BYTES = 1.0e9
 """memory of a run of the default number of games, beside its replay buffer"""
 RUNS_PER_GPU = 8
@@ -79,8 +81,10 @@ def read_variables(args) -> dict:
 
 
 # --------------------------------------------------------------------------------------------------------------- the runs
-def make_runs(args, matrix: dict, forks: int, aa: bool) -> list[tuple]:
+def make_runs(args, matrix: dict, forks: int, aa: bool, gradual: bool) -> list[tuple]:
     """Each run with the name of its dense run: seed by seed the dense run, its A/A arms, then every other arm."""
+    criteria = [(prune_type, args.prune_cuts) for prune_type in matrix["prune_type"]]
+    criteria += [(prune_type, CUTS) for prune_type, _ in criteria if gradual and not prune_type.endswith("-structured")]
     runs = []
     for seed in matrix["seed"]:
         for env_id in matrix["env_id"]:
@@ -90,9 +94,9 @@ def make_runs(args, matrix: dict, forks: int, aa: bool) -> list[tuple]:
             fork_seeds = list(range(1, forks + 1))
             arms = [replace(fork, fork_seed=k) for k in fork_seeds or [1] * aa]
             for rate in matrix["prune_rate"]:
-                for prune_type in matrix["prune_type"]:
+                for prune_type, cuts in criteria:
                     for k in fork_seeds or [None]:
-                        arms.append(replace(fork, prune_type=prune_type, prune_rate=rate, fork_seed=k))
+                        arms.append(replace(fork, prune_type=prune_type, prune_rate=rate, prune_cuts=cuts, fork_seed=k))
             runs += [(run, name) for run in (dense, *arms)]
     names = [default_run_name(run) for run, _ in runs]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -105,7 +109,9 @@ def line(run, dense: str, script: str, options: list[str], until_cut: bool = Fal
     name = default_run_name(run)
     values = {"run_name": name} | {option: getattr(run, option) for option in SET_BY_SWEEP}
     if run.prune_type == "none":
-        del values["prune_rate"]
+        values["prune_rate"] = values["prune_cuts"] = None
+    elif run.prune_cuts == 1:
+        values["prune_cuts"] = None
     flags = [(f"--{option.replace('_', '-')}", str(value)) for option, value in values.items() if value is not None]
     command = [sys.executable, script, *(word for flag in flags for word in flag), *options, *["--until-cut"] * until_cut]
     return f"{name} {dense} {shlex.join(command)}"
@@ -142,12 +148,15 @@ def plan(algorithm: str, options: list[str]) -> None:
     script = SCRIPTS[algorithm]
     args = replace(parse_options(script.Args, script.__doc__, options), runs_dir=os.environ.get("RUNS_DIR") or "runs")
     jobs, forks, aa, dry_run = number("JOBS"), number("FORKS"), bool(number("AA", 1)), number("DRY_RUN", 1)
+    gradual = bool(number("GRADUAL", 1))
+    if gradual and args.prune_cuts > 1:
+        raise UserError(f"--prune-cuts must be 1 with GRADUAL=1, which adds arms of {CUTS} cuts, got {args.prune_cuts}")
 
     # names hold the threads: they depend on options, cores and GPUs, never on what is free now
     gpus = torch.cuda.device_count() if uses_cuda(args.cuda) else 0
     args.num_threads = args.num_threads or (max(1, cores() // (RUNS_PER_GPU * gpus)) if gpus else 1)
     matrix = read_variables(args)
-    runs = make_runs(args, matrix, forks, aa)
+    runs = make_runs(args, matrix, forks, aa, gradual)
     dense = [(run, name) for run, name in runs if run.fork_from is None]
 
     buffer = args.buffer_size * dqn_atari_prune.TRANSITION_BYTES if algorithm == "dqn" else 0
@@ -157,7 +166,7 @@ def plan(algorithm: str, options: list[str]) -> None:
     jobs = jobs or max(1, gpus) * max(1, min(RUNS_PER_GPU if gpus else cores(), int(free // per_run)))
 
     steps = args.total_timesteps // args.steps_per_iteration * args.steps_per_iteration
-    cut = script.cut_iteration(args) * args.steps_per_iteration
+    cut = script.cut_iterations(args)[0] * args.steps_per_iteration
     arms = len(runs) - len(dense)
     in_all = len(runs) * steps - arms * cut
     bf16 = not gpus and args.precision != "fp32" and torch.cpu._is_avx512_bf16_supported()
@@ -170,6 +179,7 @@ def plan(algorithm: str, options: list[str]) -> None:
     existing = next(path for path in (Path(args.runs_dir), *Path(args.runs_dir).absolute().parents) if path.exists())
     rates = " ".join(f"{rate:g}" for rate in matrix["prune_rate"])
     matrix_in_words = f"seeds {' '.join(map(str, matrix['seed']))}; {' '.join(matrix['prune_type'])} at {rates}"
+    matrix_in_words += f", and in {CUTS} cuts until {args.prune_until:g}" * gradual
     print(
         f"{matrix_in_words}; {len(runs)} runs of {steps:,} agent steps, "
         f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "

@@ -35,8 +35,8 @@ class Args:
     """prune the loaded model first: the loss without recovery"""
     prune_rate: float = 0.3
     """share of the entries of every tensor to remove, in [0, 1)"""
-    prune_scope: Literal["layer", "global"] = "layer"
-    """layer removes the rate from each tensor, global ranks all tensors together"""
+    prune_scope: Literal["layer", "global", "erk"] = "layer"
+    """layer removes the rate from each tensor, global ranks all tensors together, erk shares it out by Erdos-Renyi-Kernel"""
     prune_bias: bool = True
     """prune bias tensors too"""
     env_id: str | None = None

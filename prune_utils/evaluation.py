@@ -61,6 +61,18 @@ def play(
     return [rows[k] for k in range(eval_episodes)]
 
 
+@torch.no_grad()
+@true_fp32()
+def observe(policy: Policy, env_id: str, steps: int, seed: int, num_threads: int = 0) -> torch.Tensor:
+    """Observations (2 * steps, 4, 84, 84) uint8 of two games from their start on."""
+    games, seen = AtariGames(env_id, 2, seed, num_threads), []  # a start takes as long as 50 steps
+    for _ in range(steps):
+        seen.append(torch.from_numpy(games.obs.copy()))
+        games.send(policy(seen[-1]).cpu().numpy())
+        games.receive()
+    return torch.cat(seen)
+
+
 def statistics(returns: list[float]) -> dict:
     """Mean, standard deviation (n - 1) and 95 % t interval of the mean over games. One game alone has only a mean."""
     from scipy import special  # needed at the end of a run only; scipy.stats takes a second to load

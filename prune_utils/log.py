@@ -30,6 +30,12 @@ LAYOUT = {
         "bytes on disk, dense and packed": ["disk/(dense|packed)_bytes"],
         "agent steps per second": ["charts/SPS"],
     },
+    "Inside the network": {
+        "share of dormant units by layer": ["health/dormant_.*"],
+        "effective rank of the last features": ["health/effective_rank"],
+        "norms": ["health/.*_norm"],
+        "Q values and entropy": ["health/q_.*", "health/entropy"],
+    },
     "Is training healthy": {
         "loss": ["losses/.*_loss"],
         "Q values": ["losses/q_values"],

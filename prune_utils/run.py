@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from prune_utils import device, evaluation, storage
+from prune_utils import device, evaluation, health, storage
 from prune_utils.basics import Busy, Stop, UserError, check, derive_seed, say, write_atomically
 from prune_utils.games import atari_spec
 from prune_utils.log import Log
@@ -35,9 +35,9 @@ CRITERIA = ("l1", "random", "l1-structured", "random-structured")
 NEUTRAL = {"runs_dir", "run_name", "overwrite", "track", "wandb_project_name", "wandb_entity", "capture_video", "save_model"}
 NEUTRAL |= {"checkpoint_minutes", "fork_from", "until_cut"}
 """options that do not shape a result"""
-OF_THE_CUT = {"prune_type", "prune_rate", "prune_scope", "prune_bias", "fork_seed"}
+OF_THE_CUT = {"prune_type", "prune_rate", "prune_cuts", "prune_until", "prune_scope", "prune_bias", "prune_head", "fork_seed"}
 """options in which a fork may differ from its parent"""
-FORMAT = 3
+FORMAT = 4
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_previous.pt")
 OWN_FILES = ("summary.json", "model.pt", "model_packed.npz", "eval.csv", "curves.csv", "final.mp4", "prune_point.pt")
 OWN_FILES += (*CHECKPOINTS, "source", "source.py")
@@ -63,15 +63,21 @@ def check_common(args) -> None:
     check(forks, "fork_seed", "be at least 0 and come with --fork-from", args.fork_seed)
     check(0 <= args.prune_rate < 1, "prune_rate", "lie in [0, 1)", args.prune_rate)
     check(0 <= args.prune_at <= 1, "prune_at", "lie in [0, 1]", args.prune_at)
+    check(1 <= args.prune_cuts <= 1000, "prune_cuts", "lie in 1 to 1000", args.prune_cuts)
+    fits = args.prune_cuts == 1 or args.prune_at <= args.prune_until <= 1
+    check(fits, "prune_until", f"lie in [prune_at, 1], here [{args.prune_at:g}, 1]", args.prune_until)
     check(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
     check(0 < args.width <= 16, "width", "lie in (0, 16]", args.width)
     check(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
     check(0 < args.learning_rate < float("inf"), "learning_rate", "be finite and above 0", args.learning_rate)
     check(0 <= args.gamma <= 1, "gamma", "lie in [0, 1]", args.gamma)
     structured = args.prune_type.endswith("-structured")
+    check(not structured or args.prune_cuts == 1, "prune_cuts", f"be 1 with {args.prune_type}", args.prune_cuts)
     check(not structured or args.prune_scope == "layer", "prune_scope", f"be layer with {args.prune_type}", args.prune_scope)
     rule = f"stay on with {args.prune_type}, which removes units with their biases"
     check(not structured or args.prune_bias, "prune_bias", rule, args.prune_bias)
+    rule = f"stay on with {args.prune_type}: the output layers lose what they read of the units"
+    check(not structured or args.prune_head, "prune_head", rule, args.prune_head)
     dense = args.prune_type == "none" and args.fork_from is None
     check(dense or not args.until_cut, "until_cut", "come with --prune-type none and without --fork-from", args.until_cut)
 
@@ -80,6 +86,7 @@ def arm(algorithm: str, options: dict) -> dict:
     """What a run is in a study: arms of one algorithm, game and seed are compared."""
     rate = 0.0 if options["prune_type"] == "none" else options["prune_rate"]
     name = "none" if options["prune_type"] == "none" else f"{options['prune_type']}-{rate:.15g}"
+    name += f"-{options['prune_cuts']}cuts" if options["prune_type"] != "none" and options["prune_cuts"] > 1 else ""
     name += "" if options["fork_seed"] is None else f"-fork{options['fork_seed']}"
     where = {"algorithm": algorithm, "env_id": options["env_id"], "seed": options["seed"]}
     return where | {"arm": name, "prune_type": options["prune_type"], "effective_prune_rate": rate}
@@ -87,8 +94,12 @@ def arm(algorithm: str, options: dict) -> dict:
 
 def identity(config: dict) -> dict:
     """The options and resolved values of a config that shape a result; without a cut, its options do not."""
-    cut = {"prune_rate", "prune_scope", "prune_bias"} if config["options"]["prune_type"] == "none" else set()
-    return {name: value for name, value in (config["options"] | config["resolved"]).items() if name not in NEUTRAL | cut}
+    options, ignored = config["options"], set(NEUTRAL)
+    if options["prune_type"] == "none":
+        ignored |= OF_THE_CUT - {"prune_type", "fork_seed"}
+    elif options["prune_cuts"] == 1:
+        ignored |= {"prune_until"}
+    return {name: value for name, value in (options | config["resolved"]).items() if name not in ignored}
 
 
 def differences(old: dict, new: dict, ignored: set[str] = frozenset()) -> str:
@@ -103,8 +114,8 @@ def differences(old: dict, new: dict, ignored: set[str] = frozenset()) -> str:
 def default_run_name(args) -> str:
     """Game, script, arm, seed, then every other option that shapes the result and is not at its default."""
     options = asdict(args)
-    shaping = identity({"options": options, "resolved": {}}).keys() - OF_THE_CUT - {"exp_name", "seed", "env_id"}
-    shaping |= {"prune_scope", "prune_bias"} if args.prune_type != "none" else set()
+    of_arm = {"exp_name", "seed", "env_id", "prune_type", "prune_rate", "prune_cuts", "fork_seed"}
+    shaping = identity({"options": options, "resolved": {}}).keys() - of_arm
     others = [f"{f.name}-{options[f.name]}" for f in fields(args) if f.name in shaping and options[f.name] != f.default]
     name = "__".join([args.env_id, args.exp_name, arm("", options)["arm"], f"s{args.seed}", *others])
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
@@ -175,7 +186,7 @@ def load_checkpoint(path: Path) -> dict | None:
 def is_prune_point(checkpoint: dict) -> bool:
     """Whether forks can start from a checkpoint or config: that of a dense run from scratch, before its cut."""
     options = checkpoint["options"]
-    return options["prune_type"] == "none" and options["fork_from"] is None and not checkpoint.get("cut_done", True)
+    return options["prune_type"] == "none" and options["fork_from"] is None and not checkpoint.get("cuts_done", 1)
 
 
 # ------------------------------------------------------------------------------------------------------------------- run
@@ -194,10 +205,10 @@ class Run:
         self.args, self.algorithm, self.script = args, algorithm, Path(script).resolve()
         self.folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
         self.parent = Path(args.fork_from) if args.fork_from else None
-        self.finished, self.cut_done, self.evaluations, self.handlers = False, False, [], {}
-        self.commonest_actions: dict[str, float] = {}  # share of each evaluation's commonest action
+        self.finished, self.cuts_done, self.evaluations, self.handlers = False, 0, [], {}
+        self.measures: dict[str, dict] = {}  # at each moment: share of the commonest action, health
         self.signal: signal.Signals | None = None
-        self.saved: tuple[int, bool] | None = None  # step of the last checkpoint, and whether it is after the cut
+        self.saved: tuple[int, int] | None = None  # step and number of cuts of the last checkpoint
 
         previous = {} if args.overwrite else read_config(self.folder)
         finished = bool(previous) and (self.folder / "summary.json").exists()
@@ -230,7 +241,7 @@ class Run:
             if previous and not self.checkpoint:
                 say(f"{self.folder}: there is no checkpoint yet, so it starts at step 0")
             self.begin(OWN_FILES if previous else OWN_FILES + WANDB_FILES)  # the same rows go to the same W&B run
-        if args.until_cut and self.checkpoint and self.checkpoint["cut_done"]:
+        if args.until_cut and self.checkpoint and self.checkpoint["cuts_done"]:
             say(f"{self.folder} is past its cut")
             return self.leave()
         resolved = self.config["resolved"]
@@ -315,9 +326,9 @@ class Run:
             global_step = checkpoint["global_step"]
             for name, part in self.parts.items():
                 restore(part, checkpoint["parts"][name], self.device)
-            self.cut_done, self.evaluations = checkpoint["cut_done"], checkpoint["evaluations"]
-            self.commonest_actions = checkpoint.get("commonest_actions", {})
-            self.saved, self.first_step = (global_step, self.cut_done), global_step if forked else checkpoint["first_step"]
+            self.cuts_done, self.evaluations = checkpoint["cuts_done"], checkpoint["evaluations"]
+            self.measures = checkpoint["measures"]
+            self.saved, self.first_step = (global_step, self.cuts_done), global_step if forked else checkpoint["first_step"]
             how = f"forked from {self.parent}" if forked else "resumed"
             say(f"{self.folder}: {how} at step {global_step:,} of {self.args.total_timesteps:,}")
             if checkpoint["device_name"] != self.config["device_name"]:
@@ -334,16 +345,16 @@ class Run:
     # ------------------------------------------------------------------------------------------------ while it trains
     def save(self, global_step: int) -> None:
         """Write a checkpoint, unless the last one is of this moment, and keep the one before it."""
-        if self.saved == (global_step, self.cut_done):
+        if self.saved == (global_step, self.cuts_done):
             return
         state = self.config | {"format": FORMAT, "global_step": global_step, "first_step": self.first_step}
-        state |= {"cut_done": self.cut_done, "evaluations": self.evaluations, "log": self.log.state_dict()}
-        state |= {"commonest_actions": self.commonest_actions}
+        state |= {"cuts_done": self.cuts_done, "evaluations": self.evaluations, "log": self.log.state_dict()}
+        state |= {"measures": self.measures}
         state |= {"parts": {name: state_of(part) for name, part in self.parts.items()}}
         data = io.BytesIO()  # torch.save to a full disk says something else than that it is full
         torch.save(state, data)
         self.write(CHECKPOINTS[0], data.getbuffer(), keep_previous=True)
-        self.saved, self.saved_at = (global_step, self.cut_done), time.monotonic()
+        self.saved, self.saved_at = (global_step, self.cuts_done), time.monotonic()
 
     def save_prune_point(self, global_step: int) -> None:
         """Keep a checkpoint of this moment for forks."""
@@ -379,7 +390,8 @@ class Run:
         seed = self.seed(moment)  # the same in every arm
         policy = evaluation.Counted(make_policy(device.fp32_copy(network), seed))
         games = evaluation.play(policy, self.args.env_id, episodes, seed, self.num_threads, self.stop_if_asked)
-        self.commonest_actions[moment] = policy.commonest_share()
+        inside = self.health(network, make_policy)
+        self.measures[moment] = {"commonest_action_share": policy.commonest_share(), "health": inside}
         self.evaluations += [{"moment": moment, "global_step": global_step, **game} for game in games]
         file = io.StringIO()
         writer = csv.DictWriter(file, self.evaluations[0], lineterminator="\n")
@@ -388,8 +400,22 @@ class Run:
         self.write("eval.csv", file.getvalue().encode())
         mean = sum(game["return"] for game in games) / len(games)
         say(f"mean return {MOMENTS[moment]}: {mean:.1f}")
-        self.log(global_step, {f"eval/{moment}_return": mean})
+        self.log(global_step, {f"eval/{moment}_return": mean} | {f"health/{name}": value for name, value in inside.items()})
         self.log.restart_clock(global_step)
+
+    def health(self, network: nn.Module, make_policy: Callable) -> dict[str, float]:
+        """Health of a network on 500 observations of games played for this; fewer in a run of less than 2M agent steps."""
+        network, seed = device.fp32_copy(network), self.seed("health")
+        steps = max(1, min(250, self.args.total_timesteps // 8000))
+        obs = evaluation.observe(make_policy(network, seed), self.args.env_id, steps, seed, self.num_threads)
+        return health.measure(network, obs.to(self.device))
+
+    def log_health(self, global_step: int, network: nn.Module, make_policy: Callable) -> None:
+        """Log the health of the network between the evaluations; not in a run without them, or of less than 8,000 steps."""
+        if self.args.eval_episodes and self.args.total_timesteps >= 8000:
+            inside = self.health(network, make_policy)
+            self.log(global_step, {f"health/{name}": value for name, value in inside.items()})
+            self.log.restart_clock(global_step)
 
     def log_cut(self, global_step: int, counts: dict[str, dict[str, int]]) -> None:
         """Log the share of pruned entries, of the network and of each tensor; `counts` as in `finish`."""
@@ -398,7 +424,8 @@ class Run:
         if self.args.prune_type == "none":
             what = "nothing: a dense run, whose games right after it are other games of the same network"
         say(f"step {global_step:,}: the cut removed {what}")
-        self.log.at_cut = (self.log.steps, self.log.seconds)
+        if not self.cuts_done:
+            self.log.at_cut = (self.log.steps, self.log.seconds)
         self.log.restart_clock(global_step)  # the lap of the cut does not count
         for name in (name for name, count in counts.items() if count["pruned"] == count["total"]):
             say(f"warning: pruning removed every entry of {name}", error=True)
@@ -500,9 +527,6 @@ class Run:
             "parameters": sum(t.numel() for t in weights.values()),
             "resident_bytes": sum(t.numel() * t.element_size() for t in weights.values()),
             "disk": storage.storage_bytes(weights),
-            "eval": {
-                moment: evaluation.statistics(games) | {"commonest_action_share": self.commonest_actions.get(moment)}
-                for moment, games in returns.items()
-            },
+            "eval": {moment: evaluation.statistics(games) | self.measures[moment] for moment, games in returns.items()},
             "multiply_adds": evaluation.multiply_adds(network),
         }

@@ -139,7 +139,13 @@ def panels() -> dict[str, list[Panel]]:
             "bars",
         ),
     ]
-    health = [
+    dormant = [f"health/dormant_{layer}" for layer in ("conv1", "conv2", "conv3", "fc1")]
+    inside = [
+        Panel("Dormant units by layer", dormant, "units that are hardly active; those that pruning emptied count too", "share"),
+        Panel("Effective rank", ["health/effective_rank"], "how many directions the last features use", "directions"),
+        Panel("Norms", ["health/weight_norm", "health/feature_norm"], "of all weights, and of the last features", "L2 norm"),
+    ]
+    healthy = [
         Panel("TD loss", ["losses/td_loss"], "a jump at the cut should fade", algorithm="dqn"),
         Panel("Q values", ["losses/q_values"], "growth without end is divergence", algorithm="dqn"),
         Panel("Policy loss", ["losses/policy_loss"], "around 0", algorithm="ppo"),
@@ -153,7 +159,8 @@ def panels() -> dict[str, list[Panel]]:
     ]
     table = Panel("Evaluation games", ["evaluation_games"], "each game with its moment, seed, return and length", kind="table")
     compared = Panel("Runs side by side", [], "options and results in which the runs differ", kind="comparison")
-    sections = {"What did the cut cost": cost, "What did it gain": gain, "Is training healthy": health}
+    sections = {"What did the cut cost": cost, "What did it gain": gain, "Inside the network": inside}
+    sections |= {"Is training healthy": healthy}
     return sections | {"Runs": [table, compared]}
 
 

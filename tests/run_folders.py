@@ -30,8 +30,8 @@ def write_run(runs_dir: Path, algorithm: str = "dqn", arm: str = "none", seed: i
     """A run folder: a small file of each kind, with the options of the declared design.
 
     given: final, before, after (returns of games), training ((step, return) per game) or score (of each training game after
-    the cut; before it they are those of the seed), steps, log_every, compress, finished, shares (of the commonest action), and
-    options or resolved values that differ from the defaults.
+    the cut; before it they are those of the seed), steps, log_every, compress, finished, shares (of the commonest action),
+    health (at each moment), and options or resolved values that differ from the defaults.
     """
     script = SCRIPTS[algorithm]
     final, steps = given.pop("final", [100.0, 120.0]), given.pop("steps", 2000)
@@ -44,7 +44,7 @@ def write_run(runs_dir: Path, algorithm: str = "dqn", arm: str = "none", seed: i
     training = [(step, 100.0 + seed if step <= steps // 2 else after_cut) for step in range(10, steps + 1, 10)]
     training = given.pop("training", training)
     log_every, compress, finished = given.pop("log_every", 100), given.pop("compress", False), given.pop("finished", True)
-    shares = given.pop("shares", {})
+    shares, health = given.pop("shares", {}), given.pop("health", {})
     kind, structured, rate = arm.partition("-structured")
     kind, _, rate = (f"{kind}-structured", "-", rate[1:]) if structured else arm.partition("-")
     rate, _, fork_seed = rate.partition("fork")
@@ -81,6 +81,7 @@ def write_run(runs_dir: Path, algorithm: str = "dqn", arm: str = "none", seed: i
         for s in range(log_every, steps + 1, log_every)
         for tag in LOSS[algorithm]
     ]
+    logged += [(s, f"health/{name}", value) for s in range(cut + 200, steps + 1, 200) for name, value in health.items()]
     logged += [(cut, "prune/sparsity", sums["pruned"] / sums["total"])]
     logged = sorted(logged, key=lambda row: row[0]) + [(steps, f"disk/{name}_bytes", size) for name, size in disk.items()]
     text = "global_step,tag,value\n" + "".join(f"{step},{tag},{float(value)!r}\n" for step, tag, value in logged)
@@ -94,6 +95,8 @@ def write_run(runs_dir: Path, algorithm: str = "dqn", arm: str = "none", seed: i
         result["eval"] = {moment: statistics(list(map(float, values))) for moment, values in scores.items()}
         for moment, share in shares.items():
             result["eval"][moment]["commonest_action_share"] = share
+        for moment in scores if health else ():
+            result["eval"][moment]["health"] = health
         result["multiply_adds"] = {"dense": 2 * sums["total"], "nonzero": 2 * sums["nonzero"]}
         time = {"agent_steps_per_second_while_learning": 200.0 + seed, "wall_seconds": 1.0, "peak_ram_bytes": 10**9 + seed}
         result["time"] = time | {"peak_gpu_bytes": None}

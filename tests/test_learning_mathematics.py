@@ -35,7 +35,7 @@ def test_the_cut_is_at_the_first_iteration_whose_end_reaches_its_share_of_all_wh
         iterations * args.steps_per_iteration + args.steps_per_iteration // 2
     )  # half an iteration is left over
     reached = [k for k in range(iterations + 1) if k >= Fraction(prune_at) * iterations]  # exact: 0.3 of 10 is 3, not 4
-    assert script.cut_iteration(args) == reached[0]
+    assert script.cut_iterations(args) == [reached[0]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------- DQN

@@ -213,6 +213,9 @@ BREAK = {
     "summary.json has final commonest_action_share 'all'": lambda folder: change_summary(
         folder, "eval", "final", "commonest_action_share", value="all"
     ),
+    "summary.json has final health effective_rank 'low'": lambda folder: change_summary(
+        folder, "eval", "final", "health", value={"effective_rank": "low"}
+    ),
     "summary.json cannot be read (TypeError": lambda folder: change_summary(folder, "multiply_adds", value=None),
     "curves.csv has charts/episodic_return inf at step 500": lambda folder: change_curve(
         folder, "500,charts/episodic_return", "inf"
@@ -550,3 +553,28 @@ def test_the_curve_of_an_a_a_arm_lies_beside_those_of_each_criterion(tmp_path, d
     conclude(tmp_path / "runs")
     (training,) = (labels for name, labels in shown.items() if name.startswith("training"))
     assert training == [["dense", "rate 0.5", "A/A"]] * 2
+
+
+def test_health_by_arm_and_moment_has_a_section_of_its_own_where_it_was_measured(tmp_path, drawn):
+    inside = {"dormant_fc1": 0.25, "effective_rank": 80, "q_mean": 1.5}
+    for seed, more in ((1, 0), (2, 20)):
+        write_run(tmp_path / "runs", arm="none", seed=seed, health=inside | {"effective_rank": 80 + more})
+        write_run(tmp_path / "runs", arm="l1-0.5", seed=seed, health=inside | {"dormant_fc1": 0.5})
+    table = conclude(tmp_path / "runs")["health"]
+    assert table[["arm", "moment"]].to_numpy().tolist() == [
+        ["none", "before_prune"],
+        ["none", "after_prune"],
+        ["none", "final"],
+        ["l1-0.5", "after_prune"],
+        ["l1-0.5", "final"],
+    ]
+    assert table.effective_rank.tolist() == [90, 90, 90, 80, 80] and table.dormant_fc1.tolist() == [0.25] * 3 + [0.5] * 2
+    report_folder = tmp_path / "report of runs"
+    page = (report_folder / "index.html").read_text()
+    section = page[page.index("<h2>Inside the network</h2>") : page.index("<h2>Tables</h2>")]
+    assert "dormant units, fc1" in section and "50.0%" in section and "data:image/" in section
+    assert list(report_folder.glob("health_*.png")) and "Inside the network" not in page[page.index("<h2>Tables</h2>") :]
+
+    without = study(tmp_path / "others", {"none": [100.0], "l1-0.5": [90.0]})
+    assert "health" not in conclude(without)
+    assert "Inside the network" not in (tmp_path / "report of others" / "index.html").read_text()

@@ -276,14 +276,14 @@ def test_a_prune_point_of_another_run_copied_into_a_parent_is_refused_by_what_di
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("cut_done", [True, False])
-def test_a_fork_goes_on_from_no_checkpoint_but_its_own_and_its_parents_prune_point(small_run, tmp_path, cut_done):
+@pytest.mark.parametrize("cuts_done", [1, 0])
+def test_a_fork_goes_on_from_no_checkpoint_but_its_own_and_its_parents_prune_point(small_run, tmp_path, cuts_done):
     # the same seed and options: from scratch with another criterion, before its cut or after it
     dense = small_run("ppo", "short", **SHORT["ppo"], prune_type="none")
     fork = small(tmp_path, **SHORT["ppo"], fork_from=str(dense))
     with opened(fork) as run:
         folder = run.folder
-    change_checkpoint(folder / "checkpoint.pt", options={"prune_type": "random"}, cut_done=cut_done)
+    change_checkpoint(folder / "checkpoint.pt", options={"prune_type": "random"}, cuts_done=cuts_done)
     with pytest.raises(UserError, match=r"^--run-name must .*prune_type random -> l1"):
         Run(fork, "ppo", script.__file__)
 

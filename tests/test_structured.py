@@ -155,7 +155,7 @@ def test_a_structured_run_forks_resumes_after_its_cut_and_is_evaluated_with_its_
     assert same_bits(fork, scratch)
 
     def stops(run: Run, global_step: int) -> None:
-        if run.cut_done:
+        if run.cuts_done:
             run.save(global_step)
             run.leave()
             monkeypatch.undo()

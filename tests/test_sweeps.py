@@ -16,7 +16,7 @@ import tyro
 import yaml
 
 from checks import plan_sweep
-from prune_utils.basics import parse_options
+from prune_utils.basics import UserError, parse_options
 from prune_utils.run import CRITERIA, default_run_name
 from scripts import wandb_dashboard
 from tests.conftest import SCRIPTS, SHORT, SMALL, flags, summary
@@ -24,7 +24,7 @@ from tests.test_resume import same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = {"dqn": ["0.05", "0.1", "0.3", "0.5", "0.8"], "ppo": ["0.1", "0.3", "0.5"]}
-VARIABLES = ("OMP_NUM_THREADS", "SEEDS", "RATES", "TYPES", "GAMES", "AA", "FORKS", "JOBS", "RUNS_DIR", "DRY_RUN")
+VARIABLES = ("OMP_NUM_THREADS", "SEEDS", "RATES", "TYPES", "GAMES", "AA", "FORKS", "GRADUAL", "JOBS", "RUNS_DIR", "DRY_RUN")
 both = pytest.mark.parametrize("algorithm", SCRIPTS)
 
 
@@ -125,6 +125,21 @@ def test_types_drops_a_criterion_and_forks_makes_so_many_of_every_arm_dense_incl
     every = [("none", None), ("l1", 0.5), ("l1", 0.9)]
     assert made == [(kind, rate, fork_seed) for kind, rate in every for fork_seed in (1, 2, 3)]
     assert {args.fork_from for args in arms} == {str(tmp_path / dense.run_name)}
+
+
+def test_gradual_adds_an_arm_of_8_cuts_for_each_unstructured_one_and_they_fork_from_the_same_prune_point(capsys, tmp_path):
+    options = {"TYPES": "l1 l1-structured", "RATES": "0.5 0.8", "GRADUAL": "1", "RUNS_DIR": str(tmp_path)}
+    plan("ppo", "--prune-until", "0.7", **options)
+    printed = capsys.readouterr()
+    lines = [line.split(" ", 2)[2] for line in printed.out.splitlines()[1:]]
+    _, dense, *arms = runs_of("ppo", "\n".join(lines))
+    made = [(args.prune_type, args.prune_rate, args.prune_cuts) for args in arms]
+    assert made == [(kind, r, cuts) for r in (0.5, 0.8) for kind, cuts in (("l1", 1), ("l1-structured", 1), ("l1", 8))]
+    assert {args.fork_from for args in arms} == {str(tmp_path / dense.run_name)} and dense.prune_cuts == 1
+    assert {args.prune_until for args in arms} == {0.7}
+    assert "l1 l1-structured at 0.5 0.8, and in 8 cuts until 0.7;" in printed.err
+    with pytest.raises(UserError, match="--prune-cuts must be 1 with GRADUAL=1"):
+        plan("ppo", "--prune-cuts", "4", **options)
 
 
 def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_free(monkeypatch, capsys):

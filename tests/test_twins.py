@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DQN, PPO = ((ROOT / f"{name}_atari_prune.py").read_text() for name in ("dqn", "ppo"))
-TWINS = {"cut_iteration", "prunable", "make_masks", "choose_units", "apply_masks", "mask_gradients", "main"}
+TWINS = {"cut_iterations", "rate_after", "prunable", "erk_rates", "make_masks", "choose_units"}
+TWINS |= {"apply_masks", "mask_gradients", "main"}
 DIFFERENT_ON_PURPOSE = {"Args", "make_policy", "update", "train"}
 OPTIONS_DIFFERENT_ON_PURPOSE = {"learning_rate", "num_envs"}  # CleanRL's defaults, and what the number of games changes
 CHECKS_DIFFERENT_ON_PURPOSE = {"total_timesteps"}  # PPO's holds a rollout; DQN's learning_starts is below it

@@ -1,0 +1,57 @@
+"""What happens inside a network: dormant units, effective rank, norms. Each number with its equation and its source."""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from prune_utils.shrink import hidden_layers
+
+TAU = 0.025
+"""score up to which a unit is dormant, as Sokar et al. have it"""
+DELTA = 0.01
+"""share of the singular values that the effective rank leaves out, as Kumar et al. have it"""
+
+
+def dormant_share(activations: torch.Tensor, tau: float = TAU) -> float:
+    """Share of dormant units: those with mean |h_i| <= tau * the mean of that over the units of the layer.
+
+    `activations` (n, units, ...) after the ReLU; the mean is over observations and positions. Sokar et al. 2023
+    (https://arxiv.org/abs/2302.12902), equation 1. In a layer without any activation every unit is dormant.
+    """
+    means = activations.abs().transpose(0, 1).flatten(1).mean(dim=1)  # (units,)
+    return (means <= tau * means.mean()).float().mean().item()
+
+
+def effective_rank(features: torch.Tensor, delta: float = DELTA) -> int:
+    """The least k whose k largest singular values sum up to 1 - delta of all; 0 for a matrix of zeros.
+
+    `features` (n, units). Kumar et al. 2021 (https://arxiv.org/abs/2010.14498), srank.
+    """
+    values = torch.linalg.svdvals(features.double())
+    sums = values.cumsum(0)
+    return int((sums < (1 - delta) * sums[-1]).sum()) + 1 if sums[-1] > 0 else 0
+
+
+@torch.no_grad()
+def measure(network: nn.Module, obs: torch.Tensor) -> dict[str, float]:
+    """Health of a network on observations (n, 4, 84, 84): of each hidden layer, of the last features, weights and outputs.
+
+    weight_norm is the L2 norm of all weights and biases, feature_norm the mean L2 norm of the last hidden features. What the
+    outputs say is the network's to tell: `output_health`.
+    """
+    activations: dict[str, torch.Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _m, _in, out, name=name: activations.update({name: out}))
+        for name, (layer, _) in hidden_layers(network).items()
+    ]
+    outputs = network(obs)
+    for hook in hooks:
+        hook.remove()
+    activations = {name: F.relu(out).cpu() for name, out in activations.items()}  # its own ReLU may not have been in place
+    features = list(activations.values())[-1]
+    health: dict[str, float] = {f"dormant_{name}": dormant_share(h) for name, h in activations.items()}
+    health |= {"effective_rank": effective_rank(features), "feature_norm": features.norm(dim=1).mean().item()}
+    health["weight_norm"] = math.sqrt(sum(p.double().square().sum().item() for p in network.parameters()))
+    return health | {name: t.item() for name, t in network.output_health(outputs).items()}

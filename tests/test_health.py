@@ -1,0 +1,103 @@
+"""Health of a network: each equation by hand, and what a run logs of it."""
+
+import math
+
+import pytest
+import torch
+
+from prune_utils.health import dormant_share, effective_rank, measure
+from tests.conftest import SCRIPTS, rows, summary
+from tests.test_pruning import NETWORKS, build, networks
+
+MOMENTS = ("before_prune", "after_prune", "final")
+OF_OUTPUTS = {"dqn": {"q_mean", "q_std"}, "ppo": {"entropy"}}
+
+
+def test_a_unit_is_dormant_whose_mean_activation_is_at_most_tau_of_the_layers():
+    # means 2, 1, 0.02, 0: the mean of the layer is 0.755, and 0.025 of that 0.0189; only the last is below
+    h = torch.tensor([[4.0, 1.0, 0.04, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    assert dormant_share(h) == 0.25
+    assert dormant_share(h, tau=0.03) == 0.5  # 0.03 * 0.755 = 0.0227
+    assert dormant_share(h, tau=0.0) == 0.25  # a unit without any activation always is
+
+
+def test_a_channel_is_judged_by_its_mean_over_observations_and_positions():
+    h = torch.zeros(3, 2, 4, 4)
+    h[0, 0, 1, 2] = 48.0  # channel 0: mean 1
+    assert dormant_share(h) == 0.5
+    h[:, 1] = 0.02  # mean of the layer 0.51, a share of 0.039
+    assert dormant_share(h) == 0.0
+
+
+def test_every_unit_of_a_dead_layer_is_dormant():
+    assert dormant_share(torch.zeros(5, 7)) == 1.0
+
+
+def test_the_effective_rank_counts_singular_values_up_to_99_per_cent_of_their_sum():
+    turned, _ = torch.linalg.qr(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    # 99.1 of 100: two are enough; 98.9: three
+    examples = {2: [90.0, 9.1, 0.8, 0.1], 3: [90.0, 8.9, 1.0, 0.1], 4: [1.0, 1.0, 1.0, 1.0], 1: [5.0, 0.0, 0.0, 0.0]}
+    for rank, values in examples.items():
+        assert effective_rank(turned @ torch.diag(torch.tensor(values))) == rank
+    assert effective_rank(torch.zeros(6, 4)) == 0
+
+
+@networks
+def test_the_numbers_of_a_network_are_those_of_its_layers_after_the_relu(algorithm):
+    network, _ = build(algorithm, hidden_size=16)
+    obs = torch.randint(256, (9, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    found = measure(network, obs)
+    assert found.keys() == {f"dormant_{name}" for name in ("conv1", "conv2", "conv3", "fc1")} | OF_OUTPUTS[algorithm] | {
+        "effective_rank",
+        "feature_norm",
+        "weight_norm",
+    }
+    with torch.no_grad():
+        x = obs / 255
+        for name in ("conv1", "conv2", "conv3", "fc1"):
+            x = torch.relu(getattr(network, name)(x.flatten(1) if name == "fc1" else x))
+            assert found[f"dormant_{name}"] == pytest.approx(dormant_share(x))
+        head = getattr(network, NETWORKS[algorithm].HEADS[0])(x)
+    assert found["effective_rank"] == effective_rank(x)
+    assert found["feature_norm"] == pytest.approx(x.pow(2).sum(1).sqrt().mean().item(), rel=1e-5)
+    squares = sum(t.square().sum().item() for t in network.state_dict().values())
+    assert found["weight_norm"] == pytest.approx(math.sqrt(squares), rel=1e-5)
+    if algorithm == "dqn":
+        assert found["q_mean"] == pytest.approx(head.mean().item(), rel=1e-4, abs=1e-6)
+        assert found["q_std"] == pytest.approx(head.std().item(), rel=1e-4)
+    else:
+        p = head.softmax(1)
+        assert found["entropy"] == pytest.approx(-(p * p.log()).sum(1).mean().item(), rel=1e-5)
+
+
+def test_a_pruned_unit_is_dormant():
+    network, _ = build("dqn", hidden_size=16)
+    with torch.no_grad():
+        network.fc1.weight[:4], network.fc1.bias[:4] = 0.0, 0.0
+    obs = torch.randint(256, (5, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert measure(network, obs)["dormant_fc1"] >= 4 / 16
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_a_run_logs_its_health_at_the_three_moments(algorithm, small_run):
+    folder = small_run(algorithm)
+    scores, curves = summary(folder)["eval"], rows(folder / "curves.csv")
+    logged = [float(row["value"]) for row in curves if row["tag"] == "health/effective_rank"]
+    assert logged == [scores[moment]["health"]["effective_rank"] for moment in MOMENTS]
+    assert all(scores[moment]["health"].keys() >= OF_OUTPUTS[algorithm] for moment in MOMENTS)
+    assert scores["after_prune"]["health"]["weight_norm"] < scores["before_prune"]["health"]["weight_norm"]
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_a_longer_run_logs_it_every_tenth_too_and_trains_the_same_without(algorithm, tmp_path):
+    script = SCRIPTS[algorithm]
+    options = {"num_envs": 8, "hidden_size": 8, "width": 0.25, "num_threads": 1, "precision": "fp32", "total_timesteps": 8000}
+    options |= {"learning_starts": 7900, "buffer_size": 400} if algorithm == "dqn" else {"num_steps": 50, "update_epochs": 1}
+    folders = [
+        script.train(script.Args(**options, runs_dir=str(tmp_path), run_name=f"games{games}", eval_episodes=games))
+        for games in (1, 0)
+    ]
+    steps = [int(row["global_step"]) for row in rows(folders[0] / "curves.csv") if row["tag"] == "health/weight_norm"]
+    assert steps == [800, 1600, 2400, 3200, 4000, 4000, 4800, 5600, 6400, 7200, 8000]
+    assert (folders[0] / "model.pt").read_bytes() == (folders[1] / "model.pt").read_bytes()
+    assert "health/" not in (folders[1] / "curves.csv").read_text()
