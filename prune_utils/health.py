@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from prune_utils.device import true_fp32
 from prune_utils.shrink import hidden_layers
 
 TAU = 0.025
@@ -35,6 +36,7 @@ def effective_rank(features: torch.Tensor, delta: float = DELTA) -> int:
 
 
 @torch.no_grad()
+@true_fp32()
 def measure(network: nn.Module, obs: torch.Tensor) -> dict[str, float]:
     """Health of a network on observations (n, 4, 84, 84): of each hidden layer, of the last features, weights and outputs.
 

@@ -305,7 +305,7 @@ def test_tf32_is_on_where_a_run_trains_in_it_and_off_in_its_evaluations(algorith
         cudnn.allow_tf32 = True  # its default
         folder = script.train(script.Args(**SHORT[algorithm] | {"eval_episodes": 1, "runs_dir": str(tmp_path)}))
     assert len(training) > 30 and set(training) == {(precision == "tf32",) * 2}
-    assert len(evaluation) == 30 and set(evaluation) == {(False, False)}  # 10 steps at each of the three moments
+    assert len(evaluation) == 33 and set(evaluation) == {(False, False)}  # at each moment 10 steps, and one for health
     assert json.loads((folder / "config.json").read_text())["resolved"].items() >= resolved.items()
 
 
