@@ -12,7 +12,7 @@ import ppo_atari_prune as ppo
 from analysis.runs import read_results, read_run
 from evals import common
 from prune_utils.device import PreallocatedAdam, fold_convolutions, low_precision
-from prune_utils.games import AtariGames
+from prune_utils.evaluation import observe
 from prune_utils.run import Run
 from prune_utils.shrink import hidden_layers, remove_units, widths
 from tests.conftest import SCRIPTS, SHORT, SMALL, rows, summary, weights
@@ -26,13 +26,9 @@ criteria = pytest.mark.parametrize("prune_type", ["l1-structured", "random-struc
 
 @cache
 def frames() -> torch.Tensor:
-    """(200, 4, 84, 84): a random agent's."""
-    games, rng = AtariGames("SpaceInvadersNoFrameskip-v4", 4, seed=1), np.random.default_rng(1)
-    seen = []
-    for _ in range(50):
-        games.send(rng.integers(6, size=4))
-        seen.append(torch.from_numpy(games.receive().obs.copy()))
-    return torch.cat(seen)
+    """(1000, 4, 84, 84): a random agent's."""
+    rng = np.random.default_rng(1)
+    return observe(lambda obs: torch.from_numpy(rng.integers(6, size=len(obs))), "SpaceInvadersNoFrameskip-v4", 500, seed=1)
 
 
 def build(algorithm: str):
@@ -70,7 +66,7 @@ def outputs(network, obs: torch.Tensor) -> torch.Tensor:
 def learn(algorithm: str, network, optimizer, masks, updates: int) -> None:
     generator = torch.Generator().manual_seed(2)
     for _ in range(updates):
-        obs, n = frames()[torch.randint(200, (32,), generator=generator)], 32
+        obs, n = frames()[torch.randint(1000, (32,), generator=generator)], 32
         actions = torch.randint(6, (n,), generator=generator)
         one, two, three, four = torch.randn(4, n, generator=generator)
         if algorithm == "dqn":
