@@ -3,10 +3,10 @@
 Algorithm: Mnih et al. 2015 (https://www.nature.com/articles/nature14236), with the loss and hyperparameters of CleanRL's
 dqn_atari.py, except num_envs and total_timesteps.
 
-The cut: once, as soon as global_step reaches the share `--prune-at` of the training, the network is pruned, by magnitude (`l1`)
-or at random. Single entries of every layer become zero and stay zero. With `-structured`, whole channels and hidden units are
-removed, and a smaller network trains on. `--prune-cuts` makes it several cuts that prune little by little, to compare with. An
-arm is one pruning setting; all arms of a seed are the same run until the cut.
+The cut: by default once, as soon as global_step reaches the share `--prune-at` of the training, the network is pruned, by
+magnitude (`l1`) or at random. Single entries of every layer become zero and stay zero. With `-structured`, whole channels and
+hidden units are removed, and a smaller network trains on. `--prune-cuts` prunes little by little, to compare with. An arm is
+one pruning setting; all arms of a seed are the same run until the cut.
 
     python dqn_atari_prune.py --env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --seed 1
 
@@ -70,7 +70,7 @@ class Args:
     checkpoint_minutes: float = 10.0
     """minutes between checkpoints, at least 0; 0: only at a dense run's cut and on a signal; never shapes a result"""
     fork_from: str | None = None
-    """run folder of a dense run: start at its cut, with the same options but for criterion, rate, scope and bias"""
+    """run folder of a dense run: start at its cut, with the same options but for those of pruning; --prune-at is the same"""
     fork_seed: int | None = None
     """with --fork-from: new random numbers from the cut on; with --prune-type none as well, the run is the A/A control"""
     until_cut: bool = False
@@ -83,7 +83,7 @@ class Args:
     prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
     """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
-    """share to remove, in [0, 1): round(rate * n) of the n entries of each tensor (scope global: of all) or units of a layer"""
+    """share to remove, in [0, 1): round(rate * n) of the n entries of each tensor (other scopes: of all) or units of a layer"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_cuts: int = 1
@@ -147,8 +147,8 @@ class Args:
         fits = f"hold a minibatch and {MIN_SLOTS} transitions per game ({least}), and fit into the memory here ({most})"
         check(least <= self.buffer_size <= most, "buffer_size", fits, self.buffer_size)
 
-        rule = "leave each cut an iteration of its own"
-        check(len(set(cut_iterations(self))) == len(cut_iterations(self)), "prune_cuts", rule, self.prune_cuts)
+        cuts = cut_iterations(self)
+        check(len(set(cuts)) == len(cuts), "prune_cuts", "leave each cut an iteration of its own", self.prune_cuts)
 
     @property
     def num_iterations(self) -> int:
@@ -163,7 +163,7 @@ class Args:
 class QNetwork(nn.Module):
     """The convolutional network of Mnih et al. 2015: (batch, 4, 84, 84) uint8 frames to (batch, num_actions) fp32 values."""
 
-    HEADS = ("fc2",)  # layers that low_precision keeps in fp32
+    HEADS = ("fc2",)  # output layers, which low_precision keeps in fp32
 
     def __init__(self, num_actions: int, widths: tuple[int, ...] = (32, 64, 64, 512)):
         super().__init__()
@@ -207,47 +207,49 @@ def prunable(network: nn.Module, bias: bool = True, head: bool = True) -> dict[s
 
 
 def erk_rates(tensors: Tensors, rate: float) -> dict[str, float]:
-    """Share to prune of each tensor by Erdos-Renyi-Kernel (https://arxiv.org/abs/1911.11134): kept entries ~ sum of its sizes.
+    """Share to prune of each tensor by Erdos-Renyi-Kernel (https://arxiv.org/abs/1911.11134); in all, `rate` of the entries go.
 
-    A tensor that would keep more than it has stays whole, as in google-research/rigl; `rate` of all entries go.
+    A tensor keeps entries in proportion to the sum of its dimensions. One that would keep more than it has stays whole, and
+    the others share the rest, as in google-research/rigl.
     """
-    whole: set[str] = set()
-    while True:
-        shared = {name: t for name, t in tensors.items() if name not in whole}
-        kept = (1 - rate) * sum(t.numel() for t in tensors.values()) - sum(tensors[name].numel() for name in whole)
-        factor = kept / max(1, sum(sum(t.shape) for t in shared.values()))
-        keeps = {name: factor * sum(t.shape) / t.numel() for name, t in shared.items()}
-        if max(keeps.values(), default=0) <= 1:
-            return {name: 1 - keeps.get(name, 1.0) for name in tensors}
-        whole |= {name for name, share in keeps.items() if share > 1}
+    left, rates = (1 - rate) * sum(t.numel() for t in tensors.values()), {}
+    dimensions = sum(sum(t.shape) for t in tensors.values())
+    for name, t in sorted(tensors.items(), key=lambda item: -sum(item[1].shape) / item[1].numel()):  # the first to stay whole
+        kept = min(t.numel(), left * sum(t.shape) / dimensions)
+        rates[name] = 1 - kept / t.numel()
+        left, dimensions = left - kept, dimensions - sum(t.shape)
+    return rates
 
 
 def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed: int, masks: Tensors | None = None) -> Tensors:
     """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none` and structured types.
 
-    What earlier `masks` pruned stays pruned, and the criterion chooses from the rest. Scope `layer` removes round(rate * n)
-    entries of each tensor, `erk` shares them out by erk_rates. `global` ranks all tensors together by magnitude; `random` then
+    What earlier `masks` pruned stays pruned. The criterion chooses from the rest until round(rate * n) entries of each tensor
+    are pruned; scope `erk` takes the rates from erk_rates. `global` ranks all tensors together by magnitude; `random` then
     removes as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: the same on every device.
     """
     if prune_type == "none" or prune_type.endswith("-structured"):
         return {}
     method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[prune_type]
-    left = {name: (masks or {}).get(name, torch.ones_like(t)).cpu().contiguous().flatten() > 0 for name, t in tensors.items()}
-    flat = {name: t.float().cpu().contiguous().flatten()[left[name]] for name, t in tensors.items()}
+    flat = {name: t.float().cpu().contiguous().flatten() for name, t in tensors.items()}
+    before = {name: (masks or {}).get(name, torch.ones_like(t)).cpu().contiguous().flatten() for name, t in tensors.items()}
+
+    def prune_until(count: int, t: torch.Tensor, mask: torch.Tensor, method: type[prune.BasePruningMethod]) -> torch.Tensor:
+        left = mask > 0
+        return mask.masked_scatter(left, method(count - int((~left).sum())).compute_mask(t[left], mask[left]))
+
     rates = erk_rates(tensors, rate) if scope == "erk" else dict.fromkeys(tensors, rate)
-    counts = {name: round(rates[name] * len(of)) - int((~of).sum()) for name, of in left.items()}  # to prune now
-    chosen = {}
+    counts = {name: round(rates[name] * len(t)) for name, t in flat.items()}
+    new = {}
     if scope == "global":
-        together, all_left = torch.cat(list(flat.values())), torch.cat(list(left.values()))
-        count = round(rate * len(all_left)) - int((~all_left).sum())
-        l1_mask = prune.L1Unstructured(count).compute_mask(together, torch.ones_like(together))
-        chosen = dict(zip(flat, l1_mask.split([t.numel() for t in flat.values()]), strict=True))
-        counts = {name: int((mask == 0).sum()) for name, mask in chosen.items()}
+        together = torch.cat(list(flat.values()))
+        l1_mask = prune_until(round(rate * len(together)), together, torch.cat(list(before.values())), prune.L1Unstructured)
+        new = dict(zip(flat, l1_mask.split([len(t) for t in flat.values()]), strict=True))
+        counts = {name: int((mask == 0).sum()) for name, mask in new.items()}
     if scope != "global" or prune_type != "l1":
         for index, (name, t) in enumerate(flat.items()):
             with seeded(seed + index):  # a seed per tensor: no draw shifts another's
-                chosen[name] = method(counts[name]).compute_mask(t, torch.ones_like(t))
-    new = {name: torch.zeros(len(of)).masked_scatter_(of, chosen[name]) for name, of in left.items()}
+                new[name] = prune_until(counts[name], t, before[name], method)
     return {name: torch.empty_like(t, dtype=torch.float32).copy_(new[name].view_as(t)) for name, t in tensors.items()}
 
 
@@ -433,7 +435,7 @@ def update(
 
 # -------------------------------------------------------------------------------------------------------------- training
 def train(args: Args) -> Path:
-    """Train, prune once, train on, evaluate and save. Returns the run folder."""
+    """Train, prune, train on, evaluate and save. Returns the run folder."""
     run = Run(args, "dqn", __file__)
     if run.finished:
         return run.folder

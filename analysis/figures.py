@@ -52,6 +52,7 @@ HEALTH = {
     "health/feature_norm": "norm of the features",
     "health/weight_norm": "norm of the weights",
     "health/q_mean": "mean Q value",
+    "health/q_std": "deviation of Q",
     "health/entropy": "entropy",
 }
 

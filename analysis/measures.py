@@ -236,7 +236,7 @@ def costs_table(study: Study) -> list[dict]:
 
 
 def health_table(study: Study) -> list[dict]:
-    """What the evaluations saw inside the networks: means over the seeds. Before the cut all arms are the dense network."""
+    """What the moments showed inside the networks: means over the seeds. Before the cut all arms are the dense network."""
     rows = []
     for arm in study.arms:
         for moment in MOMENTS if arm.kind in ("none", "small") else MOMENTS[1:]:

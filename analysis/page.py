@@ -20,7 +20,8 @@ averaged within their seed, dense ones too. n counts seeds, never runs, arms or 
 Quantities, in this order. Return after the cut: the training games that ended after the cut, their mean return in each of
 {BINS} equal bins of agent steps, and the mean of the bins. Late return: the last bin. Final network: the evaluation games at
 the end; they are of one network, which may play far better or worse than the run that left it. Shock: the evaluation right
-after the cut against the one before it.
+after the cut against the one before it. An arm of several cuts is evaluated after its last one: its shock has what it learned
+since the first in it. Its return after the cut is from the first one on.
 
 Declared in advance, for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in
 runs with the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above
@@ -74,10 +75,11 @@ CAPTIONS = {
 HEADLINE = "{label}: training return in tenths of the steps before and after the cut, and its change against dense. "
 HEADLINE += "Band: 95 % interval, from two seeds on, cut off where it is wide. A/A: equal continuations."
 CUT_OFF = "Where an interval is much longer than its figure, its ends are cut off. The tables have them."
-INSIDE = """Measured on observations of games that each network plays itself, so a change can come from the network or from
-what it gets to see. Dormant: units whose mean activation is at most 2.5 % of that of their layer (Sokar et al. 2023); a unit
-that pruning emptied is one. Effective rank: how many singular values of the last hidden features hold 99 % of their sum
-(Kumar et al. 2021). Curves: means of the seeds, every tenth of the training. None of these numbers is a return."""
+INSIDE = """Measured on the first 250 steps of two games that each network plays itself: a change can come from the network or
+from what it gets to see. Dormant: units whose mean activation is at most 2.5 % of that of their layer (Sokar et al. 2023); a
+unit that pruning emptied is one. Effective rank: how many singular values of the last hidden features hold 99 % of their sum
+(Kumar et al. 2021); the number of observations bounds it, so compare runs of equal length. Right after the cut is, with several
+cuts, after the last one. Curves: means of the seeds, every tenth of the training. None of these numbers is a return."""
 IN_FILES_ONLY = ("named", "bins")
 STYLE = """
 body{font:16px/1.45 system-ui,sans-serif;color:#111;max-width:1120px;margin:1em auto;padding:0 1em}

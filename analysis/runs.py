@@ -84,14 +84,15 @@ class Run:
         self.identity = arm(self.algorithm, self.options)
         self.env_id, self.seed = self.identity["env_id"], self.identity["seed"]
         self.rate, self.kind = self.identity["effective_prune_rate"], self.identity["prune_type"]
-        suffix, cuts = "", ""
+        suffix = ""
         if self.kind != "none":
             suffix += "" if self.options["prune_scope"] == "layer" else f" {self.options['prune_scope']}"
             suffix += "" if self.options["prune_bias"] else " without biases"
             suffix += "" if self.options["prune_head"] else " without output layers"
-            cuts = f" until {self.options['prune_until']:g}" if self.options["prune_cuts"] > 1 else ""
-        self.label = arm(self.algorithm, self.options | {"fork_seed": None})["arm"] + cuts + suffix  # forks are of one arm
-        self.criterion = self.kind + (f" in {self.options['prune_cuts']} cuts{cuts}" if cuts else "") + suffix
+            if self.options["prune_cuts"] > 1:
+                suffix = f" in {self.options['prune_cuts']} cuts until {self.options['prune_until']:g}{suffix}"
+        plain = arm(self.algorithm, self.options | {"fork_seed": None, "prune_cuts": 1})["arm"]  # forks are of one arm
+        self.label, self.criterion = plain + suffix, self.kind + suffix
 
     @property
     def name(self) -> str:
@@ -120,7 +121,7 @@ class Run:
         return np.nan if share is None else share
 
     def health(self, moment: str) -> dict[str, float]:
-        """What the evaluation of a moment saw inside the network; empty where it was not recorded."""
+        """What a moment showed inside the network; empty where it was not recorded."""
         return self.summary.get("eval", {}).get(moment, {}).get("health", {})
 
     def design(self, ignored: tuple[str, ...] = ()) -> dict:
@@ -267,6 +268,7 @@ def read_results(run: Run, window: int) -> None:
                     ensure(tag == MAY_BE_UNDEFINED, f"curves.csv has {tag} {value:g} at step {step:,}")
         ensure("prune/sparsity" in run.curves, "curves.csv has no row prune/sparsity, which tells the step of the cut")
         past = rows.iloc[: int((rows.tag == "prune/sparsity").argmax())]
+        past = past[~past.tag.str.startswith("health/")]  # fp32 sums, whose last bits another CPU may round otherwise
         run.past = [f"{step} {tag} {value}" for step, tag, value in past.itertuples(index=False)]
         run.cut_step = int(run.curves["prune/sparsity"][0][0])
         steps, returns = run.curves.get("charts/episodic_return", (np.zeros(0, int), np.zeros(0)))

@@ -77,6 +77,8 @@ def read_variables(args) -> dict:
     types = words("TYPES", "l1 random")
     if unknown := set(types) - set(CRITERIA):
         raise UserError(f"TYPES must be words of {' '.join(CRITERIA)}, got {' '.join(sorted(unknown))}")
+    if number("GRADUAL", 1) and not set(types) & {"l1", "random"}:
+        raise UserError(f"GRADUAL must be 0 where TYPES has no unstructured type, got TYPES={' '.join(types)}")
     return matrix | {"prune_type": types}
 
 
@@ -149,8 +151,8 @@ def plan(algorithm: str, options: list[str]) -> None:
     args = replace(parse_options(script.Args, script.__doc__, options), runs_dir=os.environ.get("RUNS_DIR") or "runs")
     jobs, forks, aa, dry_run = number("JOBS"), number("FORKS"), bool(number("AA", 1)), number("DRY_RUN", 1)
     gradual = bool(number("GRADUAL", 1))
-    if gradual and args.prune_cuts > 1:
-        raise UserError(f"--prune-cuts must be 1 with GRADUAL=1, which adds arms of {CUTS} cuts, got {args.prune_cuts}")
+    if gradual and any(word.replace("_", "-").startswith("--prune-cuts") for word in options):
+        raise UserError(f"--prune-cuts can't be an option of every run with GRADUAL=1, which adds arms of {CUTS} cuts")
 
     # names hold the threads: they depend on options, cores and GPUs, never on what is free now
     gpus = torch.cuda.device_count() if uses_cuda(args.cuda) else 0

@@ -34,11 +34,13 @@ class Args:
     prune_type: Literal["none", "random", "l1"] = "none"
     """prune the loaded model first: the loss without recovery"""
     prune_rate: float = 0.3
-    """share of the entries of every tensor to remove, in [0, 1)"""
+    """share of the entries of every tensor (scopes global and erk: of all) to remove, in [0, 1)"""
     prune_scope: Literal["layer", "global", "erk"] = "layer"
     """layer removes the rate from each tensor, global ranks all tensors together, erk shares it out by Erdos-Renyi-Kernel"""
     prune_bias: bool = True
     """prune bias tensors too"""
+    prune_head: bool = True
+    """prune the output layers too"""
     env_id: str | None = None
     """Gymnasium id of an Atari game; None is the one that the model was trained on"""
     capture_video: bool = False
@@ -86,14 +88,15 @@ def run(
     check(0 <= args.prune_rate < 1, "prune_rate", "lie in [0, 1)", args.prune_rate)
     parts = [f"games-{args.eval_episodes}", f"s{args.seed}", how.replace(" ", "-")]
     if args.prune_type != "none":
-        parts += [f"{args.prune_type}-{args.prune_rate:g}", args.prune_scope] + ["no-bias"] * (not args.prune_bias)
+        parts += [f"{args.prune_type}-{args.prune_rate:g}", args.prune_scope]
+        parts += ["no-bias"] * (not args.prune_bias) + ["no-head"] * (not args.prune_head)
     out = args.out or folder_of(args.model) / f"{'_'.join(parts)}.csv"
     network, env_id = load(args.model, network_class, args.env_id)
     writable = os.access(out.parent, os.W_OK | os.X_OK) and not out.is_dir()
     check(writable, "out", "be a file in a folder that can be written", out)
 
     torch.set_flush_denormal(True)  # as in training
-    tensors = prunable(network, args.prune_bias)
+    tensors = prunable(network, args.prune_bias, args.prune_head)
     masks = make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, derive_seed(args.seed, "mask"))
     for name, mask in masks.items():
         tensors[name].mul_(mask).add_(0.0)  # -0.0 + 0.0 is +0.0

@@ -56,7 +56,7 @@ def exit_codes():
 
 
 GROUPS = {
-    "pruning": "prune_type prune_rate prune_at prune_scope prune_bias",
+    "pruning": "prune_type prune_rate prune_at prune_cuts prune_until prune_scope prune_bias prune_head",
     "run_folder": "runs_dir run_name overwrite checkpoint_minutes fork_from fork_seed until_cut save_model",
     "logging": "track wandb_project_name wandb_entity capture_video exp_name",
     "machine": "cuda precision num_threads torch_deterministic",

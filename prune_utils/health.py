@@ -41,7 +41,7 @@ def measure(network: nn.Module, obs: torch.Tensor) -> dict[str, float]:
     """Health of a network on observations (n, 4, 84, 84): of each hidden layer, of the last features, weights and outputs.
 
     weight_norm is the L2 norm of all weights and biases, feature_norm the mean L2 norm of the last hidden features. What the
-    outputs say is the network's to tell: `output_health`.
+    outputs say is the network's to tell: `output_health`. Raises FloatingPointError where that is not finite.
     """
     activations: dict[str, torch.Tensor] = {}
     hooks = [
@@ -51,9 +51,12 @@ def measure(network: nn.Module, obs: torch.Tensor) -> dict[str, float]:
     outputs = network(obs)
     for hook in hooks:
         hook.remove()
+    numbers = {name: t.item() for name, t in network.output_health(outputs).items()}
+    if not all(map(math.isfinite, numbers.values())):
+        raise FloatingPointError(f"the outputs of the network are not finite ({numbers}): the training has diverged")
     activations = {name: F.relu(out).cpu() for name, out in activations.items()}  # its own ReLU may not have been in place
     features = list(activations.values())[-1]
     health: dict[str, float] = {f"dormant_{name}": dormant_share(h) for name, h in activations.items()}
     health |= {"effective_rank": effective_rank(features), "feature_norm": features.norm(dim=1).mean().item()}
     health["weight_norm"] = math.sqrt(sum(p.double().square().sum().item() for p in network.parameters()))
-    return health | {name: t.item() for name, t in network.output_health(outputs).items()}
+    return health | numbers

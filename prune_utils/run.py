@@ -64,8 +64,8 @@ def check_common(args) -> None:
     check(0 <= args.prune_rate < 1, "prune_rate", "lie in [0, 1)", args.prune_rate)
     check(0 <= args.prune_at <= 1, "prune_at", "lie in [0, 1]", args.prune_at)
     check(1 <= args.prune_cuts <= 1000, "prune_cuts", "lie in 1 to 1000", args.prune_cuts)
-    fits = args.prune_cuts == 1 or args.prune_at <= args.prune_until <= 1
-    check(fits, "prune_until", f"lie in [prune_at, 1], here [{args.prune_at:g}, 1]", args.prune_until)
+    earliest = args.prune_at if args.prune_cuts > 1 else 0
+    check(earliest <= args.prune_until <= 1, "prune_until", f"lie in [{earliest:g}, 1]", args.prune_until)
     check(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
     check(0 < args.width <= 16, "width", "lie in (0, 16]", args.width)
     check(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
@@ -94,12 +94,12 @@ def arm(algorithm: str, options: dict) -> dict:
 
 def identity(config: dict) -> dict:
     """The options and resolved values of a config that shape a result; without a cut, its options do not."""
-    options, ignored = config["options"], set(NEUTRAL)
+    options, unused = config["options"], set()
     if options["prune_type"] == "none":
-        ignored |= OF_THE_CUT - {"prune_type", "fork_seed"}
+        unused = OF_THE_CUT - {"prune_type", "fork_seed"}
     elif options["prune_cuts"] == 1:
-        ignored |= {"prune_until"}
-    return {name: value for name, value in (options | config["resolved"]).items() if name not in ignored}
+        unused = {"prune_until"}
+    return {name: value for name, value in (options | config["resolved"]).items() if name not in NEUTRAL | unused}
 
 
 def differences(old: dict, new: dict, ignored: set[str] = frozenset()) -> str:
@@ -420,10 +420,12 @@ class Run:
     def log_cut(self, global_step: int, counts: dict[str, dict[str, int]]) -> None:
         """Log the share of pruned entries, of the network and of each tensor; `counts` as in `finish`."""
         total, pruned = (sum(count[key] for count in counts.values()) for key in ("total", "pruned"))
-        what = f"{pruned:,} of {total:,} entries ({pruned / total:.1%})"
+        what = f"the cut removed {pruned:,} of {total:,} entries ({pruned / total:.1%})"
         if self.args.prune_type == "none":
-            what = "nothing: a dense run, whose games right after it are other games of the same network"
-        say(f"step {global_step:,}: the cut removed {what}")
+            what = "the cut removed nothing: a dense run, whose games right after it are other games of the same network"
+        elif self.args.prune_cuts > 1:
+            what = f"after cut {self.cuts_done + 1} of {self.args.prune_cuts}, {pruned:,} of {total:,} entries are pruned"
+        say(f"step {global_step:,}: {what}")
         if not self.cuts_done:
             self.log.at_cut = (self.log.steps, self.log.seconds)
         self.log.restart_clock(global_step)  # the lap of the cut does not count

@@ -13,6 +13,7 @@ import torch
 
 from prune_utils import device
 from prune_utils.basics import GROUPS, UserError, parse_options
+from prune_utils.run import OF_THE_CUT
 from tests.conftest import SCRIPTS, flags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +128,7 @@ def test_help_begins_with_what_the_script_does_and_shows_every_option_in_a_group
     grouped = {title.replace("_", "-"): set(names.split()) for title, names in GROUPS.items()}
     assert shown == {"algorithm": options - set().union(*grouped.values())} | grouped
     assert {"learning_rate", "gamma", "total_timesteps", "num_envs"} < shown["algorithm"]
-    assert {"prune_type", "prune_rate", "prune_at", "prune_scope", "prune_bias"} == shown["pruning"]
+    assert shown["pruning"] == OF_THE_CUT - {"fork_seed"} | {"prune_at"}
     words = " ".join(text.replace("│", " ").split())
     texts = docstring_parser.parse_from_object(script.Args).params
     assert len(texts) == len(options) and not [t.arg_name for t in texts if " ".join(t.description.split()) not in words]

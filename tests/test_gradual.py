@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from analysis.runs import HEADS
 from prune_utils.run import default_run_name
-from tests.conftest import SCRIPTS, SMALL, flags, rows, summary, weights
+from tests.conftest import SCRIPTS, SHORT, SMALL, flags, rows, summary, weights
 from tests.test_pruning import NETWORKS, build, criteria, networks, zeros
 
 ALL_SCOPES = pytest.mark.parametrize("scope", ["layer", "global", "erk"])
@@ -112,6 +113,10 @@ def test_erk_shares_worked_by_hand():
         assert script.erk_rates(tensors, 0.0) == {"small": 0.0, "large": 0.0}
 
 
+def test_the_analysis_knows_the_output_layers_of_both_networks():
+    assert set(HEADS) == {head for network in NETWORKS.values() for head in network.HEADS}
+
+
 @networks
 def test_the_output_layers_can_stay_whole(algorithm):
     network, _ = build(algorithm, hidden_size=16)
@@ -143,6 +148,16 @@ def test_a_gradual_fork_equals_the_run_from_scratch(algorithm, small_run):
     parent = small_run(algorithm, prune_type="none")
     fork = small_run(algorithm, fork_from=str(parent), **GRADUAL)
     assert files(fork) == files(small_run(algorithm, **GRADUAL))
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_cuts_may_reach_from_before_the_first_step_to_after_the_last(algorithm, tmp_path):
+    script = SCRIPTS[algorithm]
+    options = SHORT[algorithm] | {"prune_type": "random", "prune_rate": 0.5, "prune_cuts": 3, "prune_at": 0, "prune_until": 1}
+    folder = script.train(script.Args(**options, runs_dir=str(tmp_path)))
+    logged = [int(row["global_step"]) for row in rows(folder / "curves.csv") if row["tag"] == "prune/sparsity"]
+    assert logged[0] == 0 and len(logged) == 3 and logged[2] == summary(folder)["global_step"]
+    assert all(int((t == 0).sum()) >= round(0.5 * t.numel()) for t in weights(folder).values())
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
@@ -180,8 +195,9 @@ def test_a_gradual_run_can_share_out_by_erk_and_leave_the_output_layers_whole(al
     ("options", "line"),
     [
         ({"prune_cuts": 0}, "--prune-cuts must lie in 1 to 1000, got 0"),
-        ({"prune_cuts": 8, "prune_until": 0.4}, "--prune-until must lie in [prune_at, 1], here [0.5, 1], got 0.4"),
-        ({"prune_cuts": 8, "prune_until": 1.1}, "--prune-until must lie in [prune_at, 1], here [0.5, 1], got 1.1"),
+        ({"prune_cuts": 8, "prune_until": 0.4}, "--prune-until must lie in [0.5, 1], got 0.4"),
+        ({"prune_cuts": 8, "prune_until": 1.1}, "--prune-until must lie in [0.5, 1], got 1.1"),
+        ({"prune_until": "nan", "prune_type": "none"}, "--prune-until must lie in [0, 1], got nan"),
         ({"prune_cuts": 2, "prune_until": 0.5}, "--prune-cuts must leave each cut an iteration of its own, got 2"),
         ({"prune_cuts": 2, "prune_type": "l1-structured"}, "--prune-cuts must be 1 with l1-structured, got 2"),
         ({"prune_scope": "erk", "prune_type": "l1-structured"}, "--prune-scope must be layer with l1-structured, got erk"),

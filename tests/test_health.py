@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from dqn_atari_prune import QNetwork
+from ppo_atari_prune import Agent
 from prune_utils.health import dormant_share, effective_rank, measure
 from tests.conftest import SCRIPTS, rows, summary
 from tests.test_pruning import NETWORKS, build, networks
@@ -68,6 +70,27 @@ def test_the_numbers_of_a_network_are_those_of_its_layers_after_the_relu(algorit
     else:
         p = head.softmax(1)
         assert found["entropy"] == pytest.approx(-(p * p.log()).sum(1).mean().item(), rel=1e-5)
+
+
+def test_norms_q_values_and_entropy_worked_by_hand():
+    network, _ = build("dqn", hidden_size=2)
+    for p in network.parameters():
+        p.data.zero_()
+    network.fc1.bias.data.copy_(torch.tensor([3.0, 4.0]))  # every feature vector is (3, 4), and all other weights are 0
+    found = measure(network, torch.zeros(3, 4, 84, 84, dtype=torch.uint8))
+    assert found["feature_norm"] == 5 and found["weight_norm"] == 5 and found["effective_rank"] == 1
+    found = QNetwork(2).output_health(torch.tensor([[1.0, 3.0], [5.0, 7.0]]))  # squared deviations 9, 1, 1, 9: 20 / 3
+    assert found["q_mean"] == 4 and found["q_std"].item() == pytest.approx(math.sqrt(20 / 3))
+    logits = torch.tensor([[2.0, 2.0, 2.0, 2.0], [50.0, 0.0, 0.0, 0.0]])  # uniform: ln 4; certain: 0
+    assert Agent(4).output_health((logits, None))["entropy"].item() == pytest.approx(math.log(4) / 2)
+
+
+@pytest.mark.parametrize("algorithm", NETWORKS)
+def test_a_network_that_has_diverged_is_one_line(algorithm):
+    network, _ = build(algorithm, hidden_size=4)
+    network.fc1.bias.data.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"not finite .*: the training has diverged"):
+        measure(network, torch.zeros(2, 4, 84, 84, dtype=torch.uint8))
 
 
 def test_a_pruned_unit_is_dormant():

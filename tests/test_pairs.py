@@ -164,14 +164,21 @@ def test_arms_of_another_scope_or_without_biases_are_arms_of_their_own_with_the_
     assert table.role.tolist() == ["declared", "exploratory"]
 
 
+def test_the_last_bits_of_health_before_the_cut_keep_no_pair_apart(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
+    for file in runs.glob("*__l1-0.5__s1*/curves.csv"):
+        file.write_text(file.read_text().replace("1000,prune/sparsity", "1000,health/weight_norm,1.5\n1000,prune/sparsity"))
+    assert conclude(runs)["changes"].pairs.tolist() == [3]
+
+
 def test_gradual_arms_and_shares_by_erk_are_arms_of_their_own_beside_one_shot(tmp_path):
     study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
     study(tmp_path / "runs", {"l1-0.5": L1}, prune_cuts=8)
     study(tmp_path / "runs", {"l1-0.5": L1}, prune_cuts=8, prune_until=0.7, prune_scope="erk")
     table = conclude(tmp_path / "runs")["changes"]
-    assert table.arm.tolist() == ["l1-0.5", "l1-0.5-8cuts until 0.7 erk", "l1-0.5-8cuts until 0.8"]
+    assert table.arm.tolist() == ["l1-0.5", "l1-0.5 in 8 cuts until 0.7 erk", "l1-0.5 in 8 cuts until 0.8"]
     assert table.pairs.tolist() == [3, 3, 3] and table.role.tolist() == ["declared", "exploratory", "exploratory"]
-    assert "l1 at 0.5-8cuts until 0.8" in text(tmp_path / "report of runs")
+    assert "l1 at 0.5 in 8 cuts until 0.8" in text(tmp_path / "report of runs")
 
 
 def test_a_small_dense_network_is_a_control_and_no_twin(tmp_path):

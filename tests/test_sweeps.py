@@ -138,8 +138,11 @@ def test_gradual_adds_an_arm_of_8_cuts_for_each_unstructured_one_and_they_fork_f
     assert {args.fork_from for args in arms} == {str(tmp_path / dense.run_name)} and dense.prune_cuts == 1
     assert {args.prune_until for args in arms} == {0.7}
     assert "l1 l1-structured at 0.5 0.8, and in 8 cuts until 0.7;" in printed.err
-    with pytest.raises(UserError, match="--prune-cuts must be 1 with GRADUAL=1"):
-        plan("ppo", "--prune-cuts", "4", **options)
+    for words in (["--prune-cuts", "4"], ["--prune_cuts=1"]):
+        with pytest.raises(UserError, match="--prune-cuts can't be an option of every run with GRADUAL=1"):
+            plan("ppo", *words, **options)
+    with pytest.raises(UserError, match="GRADUAL must be 0 where TYPES has no unstructured type, got TYPES=l1-structured"):
+        plan("ppo", **options | {"TYPES": "l1-structured"})
 
 
 def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_free(monkeypatch, capsys):

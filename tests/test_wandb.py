@@ -11,12 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from prune_utils import log
-from prune_utils.run import Run
+from prune_utils.run import Run, arm
 from tests.conftest import SCRIPTS, SHORT, SMALL, flags, summary
 from tests.wandb_server import KEY, in_curves, in_files, points, records, serving
 
@@ -134,6 +135,25 @@ def test_wandb_has_every_row_and_no_other_of_a_run_killed(case, process, small_r
         finished, given = process(algorithm, **moment, **options)
         arrived |= set(given if finished else given[:-12])  # the rest was not written when the client was killed
     assert finished and arrived == set(in_curves(tmp_path / "a")) and len(arrived) >= 20
+
+
+@pytest.mark.parametrize(
+    ("options", "ending"),
+    [
+        ({}, "l1-0.3"),
+        ({"prune_scope": "erk", "prune_head": False}, "l1-0.3__prune_scope-erk__prune_head-False"),
+        ({"prune_cuts": 8, "prune_until": 0.7}, "l1-0.3-8cuts__prune_until-0.7"),
+        ({"prune_until": 0.7, "prune_bias": False}, "l1-0.3__prune_bias-False"),
+        ({"prune_type": "none", "prune_scope": "erk"}, "none"),
+    ],
+)
+def test_arms_that_differ_in_any_option_of_the_cut_are_groups_of_their_own(options, ending, monkeypatch, tmp_path):
+    started = {}
+    monkeypatch.setattr(log, "init_wandb", lambda **options: started.update(options) or Client(1))
+    options = asdict(SCRIPTS["ppo"].Args(**options))
+    config = {"options": options, "resolved": {}, "device_name": "a CPU"}
+    log.start_wandb(tmp_path, config, arm("ppo", options))
+    assert started["group"] == f"SpaceInvadersNoFrameskip-v4__ppo__{ending}"
 
 
 # ------------------------------------------------------------------------------------------------------ with the real client
