@@ -47,7 +47,7 @@ def test_a_script_answers_help_with_its_header_and_each_environment_variable_tha
     variables = set(re.findall(r'\$\{([A-Z][A-Z_]+):-|(?:words|number)\("([A-Z_]+)"', code))
     read = {name for pair in variables for name in pair if name and not name.startswith("WANDB_")}
     if path.name.startswith("sweep_"):
-        assert read == {"SEEDS", "RATES", "TYPES", "GAMES", "AA", "FORKS", "JOBS", "RUNS_DIR", "DRY_RUN", "PYTHON"}
+        assert read == {"SEEDS", "RATES", "TYPES", "GAMES", "AA", "FORKS", "GRADUAL", "JOBS", "RUNS_DIR", "DRY_RUN", "PYTHON"}
     assert [name for name in read if not re.search(rf"\b{name}\b", helped.stdout)] == []
 
 
