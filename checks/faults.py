@@ -131,11 +131,12 @@ class Program:
             paths = [Path(path) for path in re.findall(r'(?:"|(?<!AT_FDCWD)<)(/[^">]*)', arguments)]
             if not any(path.is_relative_to(runs) for path in paths):
                 continue
+            if name == "sweep" and runs not in (paths[-1], paths[-1].parent):
+                continue
             if paths[-1].name.startswith("events."):
                 call, paths = f"{call} of events", [runs / EVENTS]
             threads[thread, call] += 1
-            if name != "sweep" or runs in (paths[-1], paths[-1].parent):
-                self.calls.setdefault((call, threads[thread, call]), paths)
+            self.calls.setdefault((call, threads[thread, call]), paths)
 
     def disturb(self, call: str, number: int, fault: str) -> str:
         """Let a call fail, start the program again, and say what came of it."""

@@ -131,7 +131,7 @@ def saved_step(folder: Path) -> int:
     """Agent steps of the last checkpoint of a run that is being trained."""
     try:
         return torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)["global_step"]
-    except FileNotFoundError:  # none yet, or it is just being replaced
+    except (FileNotFoundError, RuntimeError):  # none yet, or it is just being replaced: mmap has its own error for that
         return 0
 
 
