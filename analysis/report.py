@@ -119,7 +119,7 @@ def track(args: Args, tables: dict[str, pd.DataFrame]) -> None:
 
 
 def report(args: Args) -> None:
-    check(args.window >= 1, "window", "be at least 1", args.window)
+    check(1 <= args.window < 2**31, "window", "be at least 1 and below 2**31", args.window)
     runs, named = collect(args.runs, args.window)
     if not any(run.finished for run in runs):
         for what, name, reason in named:

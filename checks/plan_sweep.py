@@ -21,7 +21,7 @@ import torch
 
 import dqn_atari_prune
 import ppo_atari_prune
-from prune_utils.basics import UserError, exit_codes, parse_options
+from prune_utils.basics import UserError, exit_codes, parse_options, say
 from prune_utils.device import cores, memory, uses_cuda
 from prune_utils.run import CRITERIA, default_run_name
 
@@ -56,8 +56,8 @@ def words(variable: str, default: str, kind: type = str) -> list:
 def number(variable: str, most: int | None = None) -> int:
     """A variable that is one whole number from 0 on, which is its default."""
     text = os.environ.get(variable) or "0"
-    if not text.isdecimal() or (most is not None and int(text) > most):
-        raise UserError(f"{variable} must be {'a whole number' if most is None else '0 or 1'}, got {text}")
+    if not text.isdecimal() or len(text) > 6 or (most is not None and int(text) > most):
+        raise UserError(f"{variable} must be {'a whole number below a million' if most is None else '0 or 1'}, got {text}")
     return int(text)
 
 
@@ -132,8 +132,8 @@ def speed(algorithm: str, runs_dir: Path, bf16: bool) -> tuple[float | None, str
     here = []
     for file in runs_dir.glob(f"*__{algorithm}_atari_prune__*/summary.json"):
         with suppress(ValueError, KeyError, TypeError):  # a broken one, which the report names
-            here.append(json.loads(file.read_text())["time"]["agent_steps_per_second_while_learning"])
-    if here := [steps for steps in here if steps]:
+            here.append(float(json.loads(file.read_text())["time"]["agent_steps_per_second_while_learning"]))
+    if here := [steps for steps in here if steps > 0]:
         return sum(here) / len(here), f"at the speed of {len(here)} finished runs in {runs_dir}"
     if not bf16 or not SPEEDS.exists():
         return None, ""
@@ -182,14 +182,14 @@ def plan(algorithm: str, options: list[str]) -> None:
     rates = " ".join(f"{rate:g}" for rate in matrix["prune_rate"])
     matrix_in_words = f"seeds {' '.join(map(str, matrix['seed']))}; {' '.join(matrix['prune_type'])} at {rates}"
     matrix_in_words += f", and in {CUTS} cuts until {args.prune_until:g}" * gradual
-    print(
+    say(
         f"{matrix_in_words}; {len(runs)} runs of {steps:,} agent steps, "
         f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "
         "phase one are the commands that end in --until-cut, phase two all others; "
         f"{jobs} side by side, threads {args.num_threads}; {hours}; "
         f"memory {jobs * per_run / 1e9:.1f} GB of {free / 1e9:.1f} GB, "
         f"disk {disk / 1e9:.1f} GB of {shutil.disk_usage(existing).free / 1e9:.0f} GB",
-        file=sys.stderr,
+        error=True,
     )
     if too_small:
         smaller = ": take a smaller --buffer-size" if buffer else ""

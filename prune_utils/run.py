@@ -179,7 +179,7 @@ def load_checkpoint(path: Path) -> dict | None:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             say(f"{file} is no good checkpoint ({reason})", error=True)
     if found:
-        raise OSError(f"no good checkpoint is left in {path.parent}; that run has to start anew, with --overwrite")
+        raise OSError(f"no good checkpoint is left in {path.parent}; that run has to start anew: delete it, or --overwrite")
     return None
 
 
@@ -482,6 +482,8 @@ class Run:
         self.evaluate("final", global_step, network, make_policy)
         network = device.fp32_copy(network)
         weights = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+        if not all(t.isfinite().all() for t in weights.values()):
+            raise FloatingPointError("the final weights are not finite: the training has diverged")
         summary = self.summarise(global_step, network, weights, counts)
         files = []
         if self.args.save_model:
@@ -492,6 +494,7 @@ class Run:
             files = [self.folder / "model.pt", self.folder / "model_packed.npz"]
         if self.args.capture_video:
             files.append(self.folder / "final.mp4")
+            self.check_folder()
             evaluation.record_video(make_policy(network, self.seed("video")), self.args.env_id, self.seed("video"), files[-1])
         self.log(global_step, {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
         clock, cuda = self.log.state_dict(), self.device.type == "cuda"
@@ -504,7 +507,10 @@ class Run:
             "peak_ram_bytes": device.peak_ram_bytes(),
             "peak_gpu_bytes": torch.cuda.max_memory_allocated() if cuda else None,
         }
-        self.write("curves.csv", "".join(self.log.rows).encode())  # whole, whatever happened to the file meanwhile
+        curves = self.folder / "curves.csv"
+        if not curves.exists() or not os.path.samestat(os.fstat(self.log.file.fileno()), curves.stat()):
+            say(f"{curves} was replaced while this run wrote to it: it is written anew, whole", error=True)
+        self.write("curves.csv", "".join(self.log.rows).encode())
         self.log.close(summary, self.evaluations, files)
         self.write("summary.json", json.dumps(summary, indent=2).encode())
         means = ", ".join(f"{score['mean']:.1f} {MOMENTS[moment]}" for moment, score in summary["eval"].items())

@@ -14,6 +14,7 @@
 #   RUNS_DIR=runs   DRY_RUN=0   PYTHON=.venv/bin/python
 # Exit codes: 0 all runs are finished, 1 some failed, 2 invalid options or variables, 143 stopped by SIGTERM or Ctrl-C.
 set -euo pipefail
+trap '' PIPE # output that nobody reads ends no training
 [[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 cd "$(dirname "$0")/.."
 
@@ -54,7 +55,7 @@ work() {
   while [[ $code == 75 && -z $stopped ]]; do
     "$@" >>"$RUNS_DIR/$name.log" 2>&1
     code=$?
-    [[ $code != 75 ]] || sleep 5 # an orphan of a killed sweep holds the folder
+    [[ $code != 75 ]] || { echo "waiting for $name (another process trains it)" && sleep 5; } # an orphan of a killed sweep
   done
   case $code in
     0) echo "$ended $name" ;;
@@ -72,13 +73,14 @@ phase() { xargs -L 1 -P "$jobs" --process-slot-var=SLOT bash -c 'work "$@"' work
 report() {
   trap '' TERM INT HUP
   local all event name rest
-  local -A finished=() failed=()
+  local -A finished=() failed=() waits=()
   all=$(wc -l <<<"$to_end")
   while read -r event name rest; do
     [[ $event != finished ]] || { finished[$name]=1 && rest="(${#finished[@]} of $all)"; }
     [[ $event != failed ]] || failed[$name]=1
     [[ $event != paused ]] || rest="at its cut"
-    echo "$event $name${rest:+ $rest}"
+    [[ $event == waiting && -n ${waits[$rest]:-} ]] || echo "$event $name${rest:+ $rest}" 2>/dev/null || true
+    [[ $event != waiting ]] || waits[$rest]=1 # said once
   done
   if ((${#finished[@]} + ${#failed[@]} < all)); then
     echo "stopped: $((all - ${#finished[@]})) of $all runs are not finished; the same command resumes them" >&2
@@ -93,6 +95,6 @@ trap 'kill -TERM -- "-$(jobs -p)"' TERM INT HUP
 code=0
 wait $! || code=$?
 while [[ -n $(jobs -pr) ]]; do wait $! || code=$?; done # a signal ends the first wait early
-[[ $code != 0 ]] || echo "their report: ${PYTHON:-.venv/bin/python} -m analysis $RUNS_DIR"
-[[ -z $dashboard || $code == 143 ]] || echo "the W&B view and report of these runs: $dashboard"
+[[ $code != 0 ]] || echo "their report: ${PYTHON:-.venv/bin/python} -m analysis $RUNS_DIR" 2>/dev/null || true
+[[ -z $dashboard || $code == 143 ]] || echo "the W&B view and report of these runs: $dashboard" 2>/dev/null || true
 exit "$code"

@@ -14,7 +14,7 @@ import torch
 from prune_utils import device
 from prune_utils.basics import GROUPS, UserError, parse_options
 from prune_utils.run import OF_THE_CUT
-from tests.conftest import SCRIPTS, flags
+from tests.conftest import SCRIPTS, SHORT, flags
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "be 1 to 200 of the characters [A-Za-z0-9_.-], and no dot first"
@@ -189,3 +189,25 @@ def test_many_threads_on_cores_that_are_busy_are_a_hint_and_one_thread_is_none(c
         device.configure(threads, "fp32", deterministic=True)
         told = capsys.readouterr().err
         assert told == "other processes keep the cores busy: --num-threads 1 may be faster than 8 threads\n" * hint
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+@pytest.mark.parametrize("option", ["seed", "total_timesteps", "num_envs", "num_threads"])
+def test_a_number_of_400_digits_is_one_line(algorithm, option, main, tmp_path, capsys):
+    assert main(algorithm, {"runs_dir": str(tmp_path / "runs"), option: 10**400}) == 2
+    assert f"--{option.replace('_', '-')} must be below 2**40" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_hundred_thousand_threads_are_one_line(main, tmp_path, capsys):
+    assert main("ppo", {"runs_dir": str(tmp_path / "runs"), "num_threads": 100_000}) == 2
+    assert "--num-threads must be at most 1024, got 100000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+@pytest.mark.parametrize("games", [0, 1])
+def test_a_training_that_diverges_ends_with_one_line_and_keeps_its_checkpoint(algorithm, games, main, tmp_path, capsys):
+    options = SHORT[algorithm] | {"learning_rate": 1e30, "eval_episodes": games, "runs_dir": str(tmp_path), "run_name": "a"}
+    assert main(algorithm, options | {"prune_type": "none"}) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "the training has diverged" in lines[0]
+    assert not (tmp_path / "a" / "summary.json").exists()

@@ -210,6 +210,11 @@ def test_options_that_make_no_sense_are_one_line(main, tmp_path, capsys, options
         assert line in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
+def test_rates_that_differ_in_the_eighth_digit_are_two_runs():
+    names = {default_run_name(SCRIPTS["ppo"].Args(prune_rate=rate)) for rate in (0.9999999, 0.99999999)}
+    assert len(names) == 2
+
+
 def test_one_cut_ignores_when_the_last_is_and_a_dense_run_all_of_it():
     names = {
         default_run_name(SCRIPTS["ppo"].Args(**options))

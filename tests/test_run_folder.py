@@ -341,7 +341,7 @@ def test_a_run_whose_folder_is_deleted_or_made_anew_notices_it_and_writes_nothin
     assert expected == (contents(folder) if successor else {"none": b""}) and folder.exists() == successor
 
 
-def test_curves_that_an_editor_replaces_under_a_run_end_whole(small_run, tmp_path, monkeypatch):
+def test_curves_that_an_editor_replaces_under_a_run_end_whole_and_it_says_so(small_run, tmp_path, monkeypatch, capsys):
     whole = small_run("ppo", "short", **SHORT["ppo"], prune_rate=0.5)
     log_cut, seen = Run.log_cut, []
 
@@ -354,6 +354,7 @@ def test_curves_that_an_editor_replaces_under_a_run_end_whole(small_run, tmp_pat
     monkeypatch.setattr(Run, "log_cut", edit)
     folder = script.train(small(tmp_path, **SHORT["ppo"], prune_rate=0.5))
     assert (folder / "curves.csv").read_bytes() == (whole / "curves.csv").read_bytes() and len(seen) == 1
+    assert f"{folder / 'curves.csv'} was replaced while this run wrote to it" in capsys.readouterr().err
 
 
 def test_a_run_folder_in_use_is_refused_with_exit_code_75(tmp_path, main, capsys):

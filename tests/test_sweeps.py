@@ -181,10 +181,11 @@ def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_f
         ("SEEDS=,", "error: SEEDS must be whole numbers separated by spaces, got"),
         ("TYPES=foo,l1", f"error: TYPES must be words of {' '.join(CRITERIA)}, got foo"),
         ("GAMES=CartPole-v1", "error: GAMES: --env-id must be an Atari game, got CartPole-v1"),
-        ("JOBS=x", "error: JOBS must be a whole number, got x"),
+        ("JOBS=x", "error: JOBS must be a whole number below a million, got x"),
+        (f"JOBS=1{'0' * 400}", "error: JOBS must be a whole number below a million, got 10"),
         ("AA=yes", "error: AA must be 0 or 1, got yes"),
         ("DRY_RUN=2", "error: DRY_RUN must be 0 or 1, got 2"),
-        ("FORKS=-3", "error: FORKS must be a whole number, got -3"),
+        ("FORKS=-3", "error: FORKS must be a whole number below a million, got -3"),
         ("SEED=2", "error: SEED must be written SEEDS, got SEED=2"),
     ],
 )
@@ -342,6 +343,13 @@ def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_runs_o
     assert again.returncode == 0 and again.stdout.count("finished ") == 3
     logs = {log.name.removesuffix(".log"): log.read_text() for log in tmp_path.glob("*.log")}
     assert {name for name, text in logs.items() if "is finished; --overwrite starts anew" not in text} == {name}
+
+
+def test_output_of_a_sweep_that_cannot_be_written_ends_no_training(tmp_path):
+    words, environment = sweep("ppo", *flags(SHORT["ppo"]), RATES="0.5", TYPES="l1", JOBS="1", RUNS_DIR=str(tmp_path))
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(words, env=environment, stdout=full, stderr=full, timeout=600).returncode == 0
+    assert len(list(tmp_path.glob("*/summary.json"))) == 2
 
 
 def test_arms_of_a_dense_run_that_fails_are_named_and_not_started_and_other_seeds_finish(tmp_path):
