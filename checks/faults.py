@@ -28,6 +28,7 @@ from itertools import product, zip_longest
 from pathlib import Path
 
 import tyro
+from tensorboard.summary.writer import event_file_writer
 
 import dqn_atari_prune
 import ppo_atari_prune
@@ -83,6 +84,7 @@ def run(program: str, runs: Path, tracing: list[str], paths: Iterable[Path] = ()
         code = 0
         try:
             signal.alarm(PATIENCE)
+            event_file_writer._global_uid = event_file_writer.AtomicCounter(0)  # names end in .0, as in a process of its own
             sys.stdout = sys.stderr = open(f"{runs}.log", "a", buffering=1)
             os.dup2(sys.stdout.fileno(), 1), os.dup2(1, 2)
             while tracing and "TracerPid:\t0" in Path("/proc/self/status").read_text():
