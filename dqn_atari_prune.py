@@ -487,7 +487,6 @@ def train(args: Args) -> Path:
         last_losses.copy_(torch.stack(losses))
 
     cuts = cut_iterations(args)
-    tenths = {math.ceil(k * args.num_iterations / 10) for k in range(1, 10)} - {cuts[0], cuts[-1]}  # evaluations do it there
     if 0 < cuts[0] * args.num_envs <= args.learning_starts:
         say("warning: the cut comes before --learning-starts, when the network has learned nothing yet", error=True)
     graphs = (act, learn)  # what the cut changes
@@ -521,8 +520,7 @@ def train(args: Args) -> Path:
         run.checkpoint_if_due(global_step)
         if iteration == args.num_iterations:
             break
-        if iteration in tenths:
-            run.log_health(global_step, q_network, policy)
+        run.log_health_if_due(global_step, q_network, policy)
 
         # act, and learn before the step is stored (CleanRL: after), so that the emulator's threads work meanwhile
         next_step = global_step + args.num_envs

@@ -448,7 +448,6 @@ def train(args: Args) -> Path:
         return update(agent, fast_agent, optimizer, masks, (minibatch[0].movedim(-1, 1), *minibatch[1:]), args)
 
     cuts = cut_iterations(args)
-    tenths = {math.ceil(k * args.num_iterations / 10) for k in range(1, 10)} - {cuts[0], cuts[-1]}  # evaluations do it there
     graphs = (act, compute_advantages, learn)  # what the cut changes
     start = global_step // args.steps_per_iteration
     for iteration in range(start, args.num_iterations + 1):  # finished rollouts
@@ -479,8 +478,7 @@ def train(args: Args) -> Path:
         run.checkpoint_if_due(global_step)
         if iteration == args.num_iterations:
             break
-        if iteration in tenths:
-            run.log_health(global_step, agent, make_policy)
+        run.log_health_if_due(global_step, agent, make_policy)
 
         fraction = 1.0 - iteration / args.num_iterations if args.anneal_lr else 1.0
         learning_rate = fraction * args.learning_rate

@@ -410,9 +410,15 @@ class Run:
         obs = evaluation.observe(make_policy(network, seed), self.args.env_id, steps, seed, self.num_threads)
         return health.measure(network, obs.to(self.device))
 
-    def log_health(self, global_step: int, network: nn.Module, make_policy: Callable) -> None:
-        """Log the health of the network between the evaluations; not in a run without them, or of less than 8,000 steps."""
-        if self.args.eval_episodes and self.args.total_timesteps >= 8000:
+    def log_health_if_due(self, global_step: int, network: nn.Module, make_policy: Callable) -> None:
+        """Log the health of the network every tenth of the training, unless an evaluation just did.
+
+        Not in a run without evaluations, or of less than 8,000 steps.
+        """
+        iteration, n = global_step // self.args.steps_per_iteration, self.args.num_iterations
+        tenth = 10 * iteration // n > 10 * max(0, iteration - 1) // n
+        evaluated = bool(self.evaluations) and self.evaluations[-1]["global_step"] == global_step
+        if tenth and not evaluated and self.args.eval_episodes and self.args.total_timesteps >= 8000:
             inside = self.health(network, make_policy)
             self.log(global_step, {f"health/{name}": value for name, value in inside.items()})
             self.log.restart_clock(global_step)

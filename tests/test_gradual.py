@@ -5,7 +5,7 @@ import torch
 
 from analysis.runs import HEADS
 from prune_utils.run import default_run_name
-from tests.conftest import SCRIPTS, SHORT, SMALL, flags, rows, summary, weights
+from tests.conftest import SCRIPTS, SHORT, SMALL, rows, summary, weights
 from tests.test_pruning import NETWORKS, build, criteria, networks, zeros
 
 ALL_SCOPES = pytest.mark.parametrize("scope", ["layer", "global", "erk"])
@@ -225,4 +225,3 @@ def test_one_cut_ignores_when_the_last_is_and_a_dense_run_all_of_it():
     }
     assert len(names) == 1
     assert default_run_name(SCRIPTS["ppo"].Args(prune_until=0.6)) == default_run_name(SCRIPTS["ppo"].Args())
-    assert flags({"prune_head": False}) == ["--no-prune-head"]
