@@ -333,7 +333,7 @@ def test_a_single_run_without_evaluation_games_is_reported_with_what_it_has(tmp_
         (["{empty}"], "RUNS must hold a finished run, got "),
         (["{unfinished}"], "RUNS must hold a finished run, got "),
         (["{nowhere}"], "RUNS must be folders that exist, got "),
-        (["{runs}", "--window", "0"], "--window must be at least 1, got 0"),
+        (["{runs}", "--window", "0"], "--window must be at least 1 and below 2**31, got 0"),
         (["{runs}", "--out", "{runs}"], "--out must be new, empty or an earlier report, got "),
         (["{runs}", "--out", "{file}"], "--out must be a folder that can be written, got "),
     ],
