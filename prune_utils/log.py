@@ -182,17 +182,13 @@ def start_wandb(folder: Path, config: dict, arm: dict):
         write_atomically(folder / "wandb_id", f"{folder.name[:100]}-{secrets.token_hex(3)}".encode())
     run_id = os.environ.get("WANDB_RUN_ID") or (folder / "wandb_id").read_text()  # an agent's id wins
     options = config["options"]
-    at_default = {"prune_scope": "layer", "prune_bias": True, "prune_head": True}
-    at_default |= {"prune_until": 0.8} if options["prune_cuts"] > 1 else {}
-    others = [f"{name}-{options[name]}" for name, value in at_default.items() if options[name] != value]
-    others = others if arm["prune_type"] != "none" else []
     run = init_wandb(
         project=options["wandb_project_name"],
         entity=options["wandb_entity"],
         name=folder.name,
         id=run_id,
         dir=str(folder),
-        group="__".join([arm["env_id"], arm["algorithm"], arm["arm"], *others]),
+        group=arm["group"],
         tags=[arm["env_id"], arm["algorithm"], arm["prune_type"]],
         job_type="train",
         resume="allow",

@@ -111,13 +111,23 @@ def differences(old: dict, new: dict, ignored: set[str] = frozenset()) -> str:
     return ", ".join(texts.values())
 
 
-def default_run_name(args) -> str:
-    """Game, script, arm, seed, then every other option that shapes the result and is not at its default."""
+def other_options(args, ignored: set[str] = frozenset()) -> list[str]:
+    """What a name says of options that shape the result and are not at their default, beside game, script, arm and seed."""
     options = asdict(args)
     of_arm = {"exp_name", "seed", "env_id", "prune_type", "prune_rate", "prune_cuts", "fork_seed"}
-    shaping = identity({"options": options, "resolved": {}}).keys() - of_arm
-    others = [f"{f.name}-{options[f.name]}" for f in fields(args) if f.name in shaping and options[f.name] != f.default]
-    name = "__".join([args.env_id, args.exp_name, arm("", options)["arm"], f"s{args.seed}", *others])
+    shaping = identity({"options": options, "resolved": {}}).keys() - of_arm - ignored
+    return [f"{f.name}-{options[f.name]}" for f in fields(args) if f.name in shaping and options[f.name] != f.default]
+
+
+def wandb_group(algorithm: str, args) -> str:
+    """Runs that differ by their seed only, or by the machine and the number of evaluation games, are one group."""
+    ignored = {"cuda", "precision", "num_threads", "torch_deterministic", "eval_episodes"}
+    return "__".join([args.env_id, algorithm, arm(algorithm, asdict(args))["arm"], *other_options(args, ignored)])
+
+
+def default_run_name(args) -> str:
+    """Game, script, arm, seed, then every other option that shapes the result and is not at its default."""
+    name = "__".join([args.env_id, args.exp_name, arm("", asdict(args))["arm"], f"s{args.seed}", *other_options(args)])
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
     return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
@@ -337,8 +347,9 @@ class Run:
         if forked and self.args.fork_seed is not None:
             for index, generator in enumerate(generators):
                 generator.manual_seed(derive_seed(self.args.fork_seed, f"fork {index} of {self.args.seed}"))
-        what = arm(self.algorithm, asdict(self.args))
-        self.log = Log(self.folder, self.config, what, checkpoint and checkpoint["log"], global_step, forked, self.check_folder)
+        run_arm = arm(self.algorithm, asdict(self.args)) | {"group": wandb_group(self.algorithm, self.args)}
+        saved = checkpoint and checkpoint["log"]
+        self.log = Log(self.folder, self.config, run_arm, saved, global_step, forked, self.check_folder)
         self.checkpoint, self.saved_at = None, time.monotonic()
         return global_step
 

@@ -80,7 +80,8 @@ def sent(folder: Path, trained: Path, algorithm: str) -> set[str]:
     saved = {"curves": (trained / "curves.csv").read_text(), "recent_returns": []}
     saved |= {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0, "sent": 0}
     folder.mkdir()
-    log = Log(folder, config, arm(algorithm, config["options"]), saved, result["global_step"], forked=False)
+    run_arm = arm(algorithm, config["options"]) | {"group": "a group"}
+    log = Log(folder, config, run_arm, saved, result["global_step"], forked=False)
     log.progress(result["global_step"], {}, learning=True)  # the clock
     log.close(result, rows(trained / "eval.csv"))
     names = set()

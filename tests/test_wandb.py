@@ -11,13 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from prune_utils import log
-from prune_utils.run import Run, arm
+from prune_utils.run import Run, wandb_group
 from tests.conftest import SCRIPTS, SHORT, SMALL, flags, summary
 from tests.wandb_server import KEY, in_curves, in_files, points, records, serving
 
@@ -141,19 +140,16 @@ def test_wandb_has_every_row_and_no_other_of_a_run_killed(case, process, small_r
     ("options", "ending"),
     [
         ({}, "l1-0.3"),
+        ({"seed": 2, "num_threads": 1, "precision": "fp32", "eval_episodes": 100}, "l1-0.3"),
         ({"prune_scope": "erk", "prune_head": False}, "l1-0.3__prune_scope-erk__prune_head-False"),
         ({"prune_cuts": 8, "prune_until": 0.7}, "l1-0.3-8cuts__prune_until-0.7"),
         ({"prune_until": 0.7, "prune_bias": False}, "l1-0.3__prune_bias-False"),
         ({"prune_type": "none", "prune_scope": "erk"}, "none"),
+        ({"prune_type": "none", "width": 0.5, "prune_at": 0.2}, "none__prune_at-0.2__width-0.5"),
     ],
 )
-def test_arms_that_differ_in_any_option_of_the_cut_are_groups_of_their_own(options, ending, monkeypatch, tmp_path):
-    started = {}
-    monkeypatch.setattr(log, "init_wandb", lambda **options: started.update(options) or Client(1))
-    options = asdict(SCRIPTS["ppo"].Args(**options))
-    config = {"options": options, "resolved": {}, "device_name": "a CPU"}
-    log.start_wandb(tmp_path, config, arm("ppo", options))
-    assert started["group"] == f"SpaceInvadersNoFrameskip-v4__ppo__{ending}"
+def test_runs_that_differ_by_more_than_their_seed_and_machine_are_groups_of_their_own(options, ending):
+    assert wandb_group("ppo", SCRIPTS["ppo"].Args(**options)) == f"SpaceInvadersNoFrameskip-v4__ppo__{ending}"
 
 
 # ------------------------------------------------------------------------------------------------------ with the real client
@@ -228,7 +224,7 @@ def test_a_tracked_run_ends_with_every_row_in_its_offline_file_and_one_line_says
     run, *failed = (record["run"] for record in found if record["type"] == "run")
     assert all(record["run_id"] == run["run_id"] for record in failed)  # of its start online, in vain
     assert run["run_id"] == (folder / "wandb_id").read_text() and run["run_id"].startswith("r-") and len(run["run_id"]) == 8
-    assert run["display_name"] == "r" and run["run_group"] == "SpaceInvadersNoFrameskip-v4__ppo__l1-0.3"
+    assert run["display_name"] == "r" and run["run_group"].startswith("SpaceInvadersNoFrameskip-v4__ppo__l1-0.3__total_time")
     config = run["config"]["update"]
     assert (config["arm"], config["effective_prune_rate"], config["seed"]) == ("l1-0.3", 0.3, 1)
     assert sorted(in_files(folder)) == sorted(in_curves(folder)) and len(in_curves(folder)) > 40
