@@ -3,10 +3,10 @@
 Algorithm: Mnih et al. 2015 (https://www.nature.com/articles/nature14236), with the loss and hyperparameters of CleanRL's
 dqn_atari.py, except num_envs and total_timesteps.
 
-The cut: by default once, as soon as global_step reaches the share `--prune-at` of the training, the network is pruned, by
-magnitude (`l1`) or at random. Single entries of every layer become zero and stay zero. With `-structured`, whole channels and
-hidden units are removed, and a smaller network trains on. `--prune-cuts` prunes little by little, to compare with. An arm is
-one pruning setting; all arms of a seed are the same run until the cut.
+The cut: when global_step reaches the share `--prune-at` of the training, the network is pruned once, by magnitude (`l1`) or at
+random. Pruned weights and biases become zero and stay zero. With `-structured`, whole channels and hidden units are removed,
+and a smaller network trains on. `--prune-cuts N` prunes gradually instead, in N cuts. An arm is one pruning setting; all arms
+of a seed are the same run until the cut.
 
     python dqn_atari_prune.py --env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --seed 1
 
@@ -140,15 +140,16 @@ class Args:
         check(0 <= self.end_e <= 1, "end_e", "lie in [0, 1]", self.end_e)
         check(0 <= self.eval_epsilon <= 1, "eval_epsilon", "lie in [0, 1]", self.eval_epsilon)
         check(0 < self.exploration_fraction <= 1, "exploration_fraction", "lie in (0, 1]", self.exploration_fraction)
-        first = f"be at least --num-envs ({self.num_envs}) and below --total-timesteps ({self.total_timesteps})"
-        check(self.num_envs <= self.learning_starts < self.total_timesteps, "learning_starts", first, self.learning_starts)
+        rule = f"be at least --num-envs ({self.num_envs}) and below --total-timesteps ({self.total_timesteps})"
+        check(self.num_envs <= self.learning_starts < self.total_timesteps, "learning_starts", rule, self.learning_starts)
         least = max(self.batch_size, MIN_SLOTS * self.num_envs)
         most = memory_bytes(self.cuda) // TRANSITION_BYTES
-        fits = f"hold a minibatch and {MIN_SLOTS} transitions per game ({least}), and fit into the memory here ({most})"
-        check(least <= self.buffer_size <= most, "buffer_size", fits, self.buffer_size)
+        rule = f"hold a minibatch and {MIN_SLOTS} transitions per game ({least}), and fit into the memory here ({most})"
+        check(least <= self.buffer_size <= most, "buffer_size", rule, self.buffer_size)
 
         cuts = cut_iterations(self)
-        check(len(set(cuts)) == len(cuts), "prune_cuts", "leave each cut an iteration of its own", self.prune_cuts)
+        rule = f"leave each cut an iteration of its own, of the {cuts[-1] - cuts[0] + 1} from --prune-at to --prune-until"
+        check(len(set(cuts)) == len(cuts), "prune_cuts", rule, self.prune_cuts)
 
     @property
     def num_iterations(self) -> int:
@@ -199,7 +200,7 @@ def rate_after(args: Args, cut: int) -> float:
 
 
 def prunable(network: nn.Module, bias: bool = True, head: bool = True) -> dict[str, torch.Tensor]:
-    """Weights (and biases) of the convolutions and linear layers (and the output layers) by name, in the network's order."""
+    """Tensors that may be pruned, by name, in the network's order; biases and output layers only if asked for."""
     kinds = ("weight", "bias") if bias else ("weight",)
     layers = [(name, m) for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     layers = [(name, layer) for name, layer in layers if head or name not in network.HEADS]
@@ -212,12 +213,12 @@ def erk_rates(tensors: Tensors, rate: float) -> dict[str, float]:
     A tensor keeps entries in proportion to the sum of its dimensions. One that would keep more than it has stays whole, and
     the others share the rest, as in google-research/rigl.
     """
-    left, rates = (1 - rate) * sum(t.numel() for t in tensors.values()), {}
+    remaining, rates = (1 - rate) * sum(t.numel() for t in tensors.values()), {}
     dimensions = sum(sum(t.shape) for t in tensors.values())
-    for name, t in sorted(tensors.items(), key=lambda item: -sum(item[1].shape) / item[1].numel()):  # the first to stay whole
-        kept = min(t.numel(), left * sum(t.shape) / dimensions)
+    for name, t in sorted(tensors.items(), key=lambda item: -sum(item[1].shape) / item[1].numel()):  # whole ones first
+        kept = min(t.numel(), remaining * sum(t.shape) / dimensions)
         rates[name] = 1 - kept / t.numel()
-        left, dimensions = left - kept, dimensions - sum(t.shape)
+        remaining, dimensions = remaining - kept, dimensions - sum(t.shape)
     return rates
 
 
@@ -231,26 +232,27 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
     if prune_type == "none" or prune_type.endswith("-structured"):
         return {}
     method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[prune_type]
-    flat = {name: t.float().cpu().contiguous().flatten() for name, t in tensors.items()}
-    before = {name: (masks or {}).get(name, torch.ones_like(t)).cpu().contiguous().flatten() for name, t in tensors.items()}
+    flat = {name: t.float().cpu().flatten() for name, t in tensors.items()}  # in logical order, contiguous
+    old_masks = {name: (masks or {}).get(name, torch.ones_like(t)).cpu().flatten() for name, t in tensors.items()}
 
     def prune_until(count: int, t: torch.Tensor, mask: torch.Tensor, method: type[prune.BasePruningMethod]) -> torch.Tensor:
-        left = mask > 0
-        return mask.masked_scatter(left, method(count - int((~left).sum())).compute_mask(t[left], mask[left]))
+        unpruned = mask > 0
+        more = count - int((~unpruned).sum())
+        return mask.masked_scatter(unpruned, method(more).compute_mask(t[unpruned], mask[unpruned]))
 
     rates = erk_rates(tensors, rate) if scope == "erk" else dict.fromkeys(tensors, rate)
     counts = {name: round(rates[name] * len(t)) for name, t in flat.items()}
-    new = {}
+    new_masks = {}
     if scope == "global":
-        together = torch.cat(list(flat.values()))
-        l1_mask = prune_until(round(rate * len(together)), together, torch.cat(list(before.values())), prune.L1Unstructured)
-        new = dict(zip(flat, l1_mask.split([len(t) for t in flat.values()]), strict=True))
-        counts = {name: int((mask == 0).sum()) for name, mask in new.items()}
+        entries, old_mask = torch.cat(list(flat.values())), torch.cat(list(old_masks.values()))
+        l1_mask = prune_until(round(rate * len(entries)), entries, old_mask, prune.L1Unstructured)
+        new_masks = dict(zip(flat, l1_mask.split([len(t) for t in flat.values()]), strict=True))
+        counts = {name: int((mask == 0).sum()) for name, mask in new_masks.items()}
     if scope != "global" or prune_type != "l1":
         for index, (name, t) in enumerate(flat.items()):
             with seeded(seed + index):  # a seed per tensor: no draw shifts another's
-                new[name] = prune_until(counts[name], t, before[name], method)
-    return {name: torch.empty_like(t, dtype=torch.float32).copy_(new[name].view_as(t)) for name, t in tensors.items()}
+                new_masks[name] = prune_until(counts[name], t, old_masks[name], method)
+    return {name: torch.empty_like(t, dtype=torch.float32).copy_(new_masks[name].view_as(t)) for name, t in tensors.items()}
 
 
 def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) -> Tensors:
@@ -301,20 +303,18 @@ class ReplayBuffer:
     stack reaches no further back), and what followed: action, clipped reward, termination (of a life too), truncation.
     """
 
-    def __init__(self, buffer_size: int, num_envs: int, device: torch.device | str):
-        self.num_envs, self.slots = num_envs, buffer_size // num_envs * num_envs
+    def __init__(self, buffer_size: int, obs: torch.Tensor, device: torch.device | str):
+        """Room for `buffer_size` transitions, and the first frames, obs (num_envs, 4, 84, 84)."""
+        self.num_envs = num_envs = len(obs)
+        self.slots = buffer_size // num_envs * num_envs
         self.frames = torch.empty(self.slots, 84, 84, dtype=torch.uint8, device=device)
         self.metadata = torch.zeros(self.slots, 5, dtype=torch.int8, device=device)
         self.head = 0  # the slot of the first game's newest frame; its action and reward are not known yet
         self.size = 0  # slots that hold whole transitions
         self.ages = np.zeros(num_envs, np.int8)
         self.back = torch.arange(-3, 2, device=device) * num_envs  # (5,): the frames of obs and next_obs
-        # (5,): the least age at which each frame is real, not zero padding
-        self.min_age = torch.arange(3, -2, -1, dtype=torch.int8, device=device)
-
-    def start(self, obs: torch.Tensor) -> None:
-        """Store the first frames, (num_envs, 4, 84, 84)."""
-        self.frames[: self.num_envs] = obs[:, -1]
+        self.min_age = torch.arange(3, -2, -1, dtype=torch.int8, device=device)  # (5,): age at which each is no padding
+        self.frames[:num_envs] = obs[:, -1]
 
     def advance(self, actions: np.ndarray, step: Step) -> dict[str, np.ndarray]:
         """Move the head past a step of the games; returns what `store` and `sample` need of it, as arrays."""
@@ -359,9 +359,9 @@ class ReplayBuffer:
     def state_dict(self) -> dict:
         """Each game's frames are compressed together, since consecutive ones resemble each other: 70-fold in SpaceInvaders."""
         used = self.slots if self.size == self.slots - self.num_envs else self.head + self.num_envs
-        squeeze = zstandard.ZstdCompressor(threads=cores()).compress
+        compress = zstandard.ZstdCompressor(threads=cores()).compress
         games = [self.frames[k : used : self.num_envs].split(4096) for k in range(self.num_envs)]
-        frames = [[squeeze(block.contiguous().cpu().numpy()) for block in game] for game in games]
+        frames = [[compress(block.contiguous().cpu().numpy()) for block in game] for game in games]
         state = {"head": self.head, "size": self.size, "ages": self.ages.tolist(), "frames": frames}
         return state | {"metadata": self.metadata[:used].cpu()}
 
@@ -411,14 +411,12 @@ def sync_target(target_network: nn.Module, q_network: nn.Module, tau: float) -> 
     target_network.load_state_dict(online if tau == 1.0 else {name: t.lerp(online[name], tau) for name, t in target.items()})
 
 
-def update(
-    q_network, fast_q, fast_target, optimizer, masks, batch, batch_size: int, gamma: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def update(q_network, fast_q, fast_target, optimizer, masks, batch, batch_size: int, gamma: float) -> torch.Tensor:
     """One gradient update per batch_size transitions of a batch (ReplayBuffer.sample).
 
     The target network does not change in between, so all TD targets are computed at once. `fast_q` and `fast_target` run
-    forward; gradients arrive at `q_network`, which Adam updates (`low_precision`). Returns the TD loss of the last update and
-    the mean Q value of its actions.
+    forward; gradients arrive at `q_network`, which Adam updates (`low_precision`). Returns (2,): the TD loss of the last update
+    and the mean Q value of its actions.
     """
     obs, actions, rewards, next_obs, terminations = batch
     with torch.no_grad():
@@ -430,7 +428,7 @@ def update(
         loss.backward()
         mask_gradients(q_network, masks)
         optimizer.step()
-    return loss.detach(), q_values.detach().mean()
+    return torch.stack([loss.detach(), q_values.detach().mean()])
 
 
 # -------------------------------------------------------------------------------------------------------------- training
@@ -450,15 +448,14 @@ def train(args: Args) -> Path:
     # what runs forward and backward: in fp32 the network itself, else a copy renewed by optimizer.step and load_state_dict
     fast_q, fast_target = low_precision(q_network, run.dtype, optimizer), low_precision(target_network, run.dtype)
     networks = [q_network, fast_q, target_network, fast_target]
-    buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
-    buffer.start(torch.from_numpy(games.obs))
+    buffer = ReplayBuffer(args.buffer_size, torch.from_numpy(games.obs), device)
     act_generator, batch_generator = run.generator("actions"), run.generator("minibatches")
     masks: dict[str, torch.Tensor] = {}  # of an unstructured cut; empty until then
     sizes = {name: t.numel() for name, t in prunable(q_network).items()}  # before the cut
     kept_units = run.saved_part("kept_units")  # of a structured cut; empty until then
     remove_units(kept_units, networks, optimizer)
     last_losses = torch.zeros(2, device=device)  # TD loss and mean Q value of the last update
-    policy = partial(make_policy, epsilon=args.eval_epsilon)
+    make_eval_policy = partial(make_policy, epsilon=args.eval_epsilon)
 
     # registered for checkpoints, with generators, step, log and run.cuts_done; restored here from a checkpoint or prune point
     parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer}
@@ -470,7 +467,7 @@ def train(args: Args) -> Path:
     epsilon = np.array([schedule(global_step)], np.float32)
     inbox = Inbox(device, window=buffer.window(), epsilon=epsilon, obs=games.obs, metadata=metadata, slots=slots)
 
-    # on a GPU these replay CUDA graphs, captured at the first call (its effects on `changes` are undone); on a CPU, plain calls
+    # on a GPU each replays a CUDA graph, whose warm-up is undone in `changes`; on a CPU they are plain calls
     @graphed(device, changes=(act_generator,))
     @torch.no_grad()
     def act() -> torch.Tensor:
@@ -480,11 +477,10 @@ def train(args: Args) -> Path:
     def store() -> None:
         buffer.store(inbox["obs"], inbox["metadata"], inbox["slots"])
 
-    @graphed(device, changes=(q_network, fast_q, optimizer, batch_generator, last_losses))
+    @graphed(device, changes=(q_network, fast_q, optimizer, batch_generator))
     def learn(updates: int) -> None:
         batch = buffer.sample(updates * args.batch_size, inbox["window"], batch_generator)
-        losses = update(q_network, fast_q, fast_target, optimizer, masks, batch, args.batch_size, args.gamma)
-        last_losses.copy_(torch.stack(losses))
+        last_losses.copy_(update(q_network, fast_q, fast_target, optimizer, masks, batch, args.batch_size, args.gamma))
 
     cuts = cut_iterations(args)
     if 0 < cuts[0] * args.num_envs <= args.learning_starts:
@@ -501,7 +497,7 @@ def train(args: Args) -> Path:
                     run.save_prune_point(global_step)  # what the arms of this seed fork from
                 if args.until_cut:
                     return run.pause(global_step)
-                run.evaluate("before_prune", global_step, q_network, policy)
+                run.evaluate("before_prune", global_step, q_network, make_eval_policy)
             purpose = "mask" if args.fork_seed is None else f"mask of fork {args.fork_seed}"
             mask_seed = run.seed(f"{purpose}, cut {run.cuts_done}" if run.cuts_done else purpose)
             tensors, rate = prunable(q_network, args.prune_bias, args.prune_head), rate_after(args, run.cuts_done + 1)
@@ -513,14 +509,14 @@ def train(args: Args) -> Path:
             run.log_cut(global_step, count_tensors(prunable(q_network), masks, sizes))
             run.cuts_done += 1
             if run.cuts_done == len(cuts):
-                run.evaluate("after_prune", global_step, q_network, policy)
+                run.evaluate("after_prune", global_step, q_network, make_eval_policy)
             for function in graphs:
                 function.recapture()  # its CUDA graph, if there is one, is of the network before the cut
 
         run.checkpoint_if_due(global_step)
         if iteration == args.num_iterations:
             break
-        run.log_health_if_due(global_step, q_network, policy)
+        run.log_health_if_due(global_step, q_network, make_eval_policy)
 
         # act, and learn before the step is stored (CleanRL: after), so that the emulator's threads work meanwhile
         next_step = global_step + args.num_envs
@@ -542,7 +538,7 @@ def train(args: Args) -> Path:
                 metrics |= dict(zip(("losses/td_loss", "losses/q_values"), last_losses.tolist(), strict=True))
             run.log.progress(next_step, metrics, learning=next_step > args.learning_starts)
 
-    return run.finish(global_step, q_network, count_tensors(prunable(q_network), masks, sizes), policy)
+    return run.finish(global_step, q_network, count_tensors(prunable(q_network), masks, sizes), make_eval_policy)
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """Train PPO on an Atari game, prune the network once in the middle of training, train on, and log the costs and the savings.
 
-Algorithm: Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), as CleanRL's ppo_atari.py but for total_timesteps.
+Algorithm: Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), with the losses and hyperparameters of CleanRL's
+ppo_atari.py, except total_timesteps.
 
-The cut: by default once, as soon as global_step reaches the share `--prune-at` of the training, the network is pruned, by
-magnitude (`l1`) or at random. Single entries of every layer become zero and stay zero. With `-structured`, whole channels and
-hidden units are removed, and a smaller network trains on. `--prune-cuts` prunes little by little, to compare with. An arm is
-one pruning setting; all arms of a seed are the same run until the cut.
+The cut: when global_step reaches the share `--prune-at` of the training, the network is pruned once, by magnitude (`l1`) or at
+random. Pruned weights and biases become zero and stay zero. With `-structured`, whole channels and hidden units are removed,
+and a smaller network trains on. `--prune-cuts N` prunes gradually instead, in N cuts. An arm is one pruning setting; all arms
+of a seed are the same run until the cut.
 
     python ppo_atari_prune.py --env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --seed 1
 
@@ -118,7 +119,7 @@ class Args:
     norm_adv: bool = True
     """normalise the advantages of each minibatch"""
     clip_coef: float = 0.1
-    """how far the probability ratio may move before its gradient is cut off, above 0"""
+    """clipping range of the probability ratio (epsilon in the paper), above 0"""
     clip_vloss: bool = True
     """clip the value loss too, with the same coefficient"""
     ent_coef: float = 0.01
@@ -150,7 +151,8 @@ class Args:
         check(self.total_timesteps >= rollout, "total_timesteps", rule, self.total_timesteps)
 
         cuts = cut_iterations(self)
-        check(len(set(cuts)) == len(cuts), "prune_cuts", "leave each cut an iteration of its own", self.prune_cuts)
+        rule = f"leave each cut an iteration of its own, of the {cuts[-1] - cuts[0] + 1} from --prune-at to --prune-until"
+        check(len(set(cuts)) == len(cuts), "prune_cuts", rule, self.prune_cuts)
 
     @property
     def num_iterations(self) -> int:
@@ -162,7 +164,7 @@ class Args:
 
 
 # --------------------------------------------------------------------------------------------------------------- network
-def orthogonal(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
+def layer_init(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
     nn.init.orthogonal_(layer.weight, std)
     nn.init.constant_(layer.bias, 0.0)
     return layer
@@ -176,12 +178,12 @@ class Agent(nn.Module):
     def __init__(self, num_actions: int, widths: tuple[int, ...] = (32, 64, 64, 512)):
         super().__init__()
         c1, c2, c3, hidden = widths
-        self.conv1 = orthogonal(nn.Conv2d(4, c1, 8, stride=4))
-        self.conv2 = orthogonal(nn.Conv2d(c1, c2, 4, stride=2))
-        self.conv3 = orthogonal(nn.Conv2d(c2, c3, 3, stride=1))
-        self.fc1 = orthogonal(nn.Linear(7 * 7 * c3, hidden))
-        self.actor = orthogonal(nn.Linear(hidden, num_actions), std=0.01)
-        self.critic = orthogonal(nn.Linear(hidden, 1), std=1.0)
+        self.conv1 = layer_init(nn.Conv2d(4, c1, 8, stride=4))
+        self.conv2 = layer_init(nn.Conv2d(c1, c2, 4, stride=2))
+        self.conv3 = layer_init(nn.Conv2d(c2, c3, 3, stride=1))
+        self.fc1 = layer_init(nn.Linear(7 * 7 * c3, hidden))
+        self.actor = layer_init(nn.Linear(hidden, num_actions), std=0.01)
+        self.critic = layer_init(nn.Linear(hidden, 1), std=1.0)
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = F.relu(self.conv1(scaled(obs, self.conv1.weight.dtype)), inplace=True)
@@ -209,7 +211,7 @@ def rate_after(args: Args, cut: int) -> float:
 
 
 def prunable(network: nn.Module, bias: bool = True, head: bool = True) -> dict[str, torch.Tensor]:
-    """Weights (and biases) of the convolutions and linear layers (and the output layers) by name, in the network's order."""
+    """Tensors that may be pruned, by name, in the network's order; biases and output layers only if asked for."""
     kinds = ("weight", "bias") if bias else ("weight",)
     layers = [(name, m) for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     layers = [(name, layer) for name, layer in layers if head or name not in network.HEADS]
@@ -222,12 +224,12 @@ def erk_rates(tensors: Tensors, rate: float) -> dict[str, float]:
     A tensor keeps entries in proportion to the sum of its dimensions. One that would keep more than it has stays whole, and
     the others share the rest, as in google-research/rigl.
     """
-    left, rates = (1 - rate) * sum(t.numel() for t in tensors.values()), {}
+    remaining, rates = (1 - rate) * sum(t.numel() for t in tensors.values()), {}
     dimensions = sum(sum(t.shape) for t in tensors.values())
-    for name, t in sorted(tensors.items(), key=lambda item: -sum(item[1].shape) / item[1].numel()):  # the first to stay whole
-        kept = min(t.numel(), left * sum(t.shape) / dimensions)
+    for name, t in sorted(tensors.items(), key=lambda item: -sum(item[1].shape) / item[1].numel()):  # whole ones first
+        kept = min(t.numel(), remaining * sum(t.shape) / dimensions)
         rates[name] = 1 - kept / t.numel()
-        left, dimensions = left - kept, dimensions - sum(t.shape)
+        remaining, dimensions = remaining - kept, dimensions - sum(t.shape)
     return rates
 
 
@@ -241,26 +243,27 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
     if prune_type == "none" or prune_type.endswith("-structured"):
         return {}
     method = {"l1": prune.L1Unstructured, "random": prune.RandomUnstructured}[prune_type]
-    flat = {name: t.float().cpu().contiguous().flatten() for name, t in tensors.items()}
-    before = {name: (masks or {}).get(name, torch.ones_like(t)).cpu().contiguous().flatten() for name, t in tensors.items()}
+    flat = {name: t.float().cpu().flatten() for name, t in tensors.items()}  # in logical order, contiguous
+    old_masks = {name: (masks or {}).get(name, torch.ones_like(t)).cpu().flatten() for name, t in tensors.items()}
 
     def prune_until(count: int, t: torch.Tensor, mask: torch.Tensor, method: type[prune.BasePruningMethod]) -> torch.Tensor:
-        left = mask > 0
-        return mask.masked_scatter(left, method(count - int((~left).sum())).compute_mask(t[left], mask[left]))
+        unpruned = mask > 0
+        more = count - int((~unpruned).sum())
+        return mask.masked_scatter(unpruned, method(more).compute_mask(t[unpruned], mask[unpruned]))
 
     rates = erk_rates(tensors, rate) if scope == "erk" else dict.fromkeys(tensors, rate)
     counts = {name: round(rates[name] * len(t)) for name, t in flat.items()}
-    new = {}
+    new_masks = {}
     if scope == "global":
-        together = torch.cat(list(flat.values()))
-        l1_mask = prune_until(round(rate * len(together)), together, torch.cat(list(before.values())), prune.L1Unstructured)
-        new = dict(zip(flat, l1_mask.split([len(t) for t in flat.values()]), strict=True))
-        counts = {name: int((mask == 0).sum()) for name, mask in new.items()}
+        entries, old_mask = torch.cat(list(flat.values())), torch.cat(list(old_masks.values()))
+        l1_mask = prune_until(round(rate * len(entries)), entries, old_mask, prune.L1Unstructured)
+        new_masks = dict(zip(flat, l1_mask.split([len(t) for t in flat.values()]), strict=True))
+        counts = {name: int((mask == 0).sum()) for name, mask in new_masks.items()}
     if scope != "global" or prune_type != "l1":
         for index, (name, t) in enumerate(flat.items()):
             with seeded(seed + index):  # a seed per tensor: no draw shifts another's
-                new[name] = prune_until(counts[name], t, before[name], method)
-    return {name: torch.empty_like(t, dtype=torch.float32).copy_(new[name].view_as(t)) for name, t in tensors.items()}
+                new_masks[name] = prune_until(counts[name], t, old_masks[name], method)
+    return {name: torch.empty_like(t, dtype=torch.float32).copy_(new_masks[name].view_as(t)) for name, t in tensors.items()}
 
 
 def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) -> Tensors:
@@ -304,16 +307,11 @@ def sample_actions(logits: torch.Tensor, generator: torch.Generator) -> torch.Te
     return (logits.softmax(dim=1) / exponentials).argmax(dim=1)
 
 
-def make_policy(network: Agent, seed: int, greedy: bool = False) -> Policy:
-    """A function from observations to sampled (or most probable) actions for evaluation games, with its own generator."""
+def make_policy(network: Agent, seed: int) -> Policy:
+    """Sampled actions for evaluation games, with a generator of its own."""
     device = network.actor.weight.device
     generator = torch.Generator(device).manual_seed(seed)
-
-    def policy(obs: torch.Tensor) -> torch.Tensor:
-        logits, _ = network(obs.to(device))
-        return logits.argmax(dim=1) if greedy else sample_actions(logits, generator)
-
-    return policy
+    return lambda obs: sample_actions(network(obs.to(device))[0], generator)
 
 
 def log_prob(logits: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -347,7 +345,7 @@ def policy_loss(advantages: torch.Tensor, ratio: torch.Tensor, clip_coef: float)
 
 
 def value_loss(new_values, values, returns, clip_coef: float, clip_vloss: bool) -> torch.Tensor:
-    """Half the squared error; clipped, the larger of it and that of a value moved by at most clip_coef."""
+    """Half the mean squared error; with clip_vloss, of the worse of the value and one within clip_coef of the old value."""
     squared = (new_values - returns) ** 2
     if clip_vloss:
         clipped = values + (new_values - values).clamp(-clip_coef, clip_coef)
@@ -419,7 +417,7 @@ def train(args: Args) -> Path:
     minibatch = [torch.zeros_like(x[: args.steps_per_iteration // args.num_minibatches]) for x in b_rollout]
     mb_inds = torch.zeros(len(minibatch[0]), dtype=torch.int64, device=device)
 
-    # on a GPU these replay CUDA graphs, captured at the first call (its effects on `changes` are undone); on a CPU, plain calls
+    # on a GPU each replays a CUDA graph, whose warm-up is undone in `changes`; on a CPU they are plain calls
     @graphed(device, changes=(act_generator,))
     @torch.no_grad()
     def act() -> torch.Tensor:

@@ -3,20 +3,24 @@
 python -m evals.ppo_eval runs/NAME --eval-episodes 30 --capture-video
 """
 
-from functools import partial
-
 import tyro
 
 from evals import common
 from ppo_atari_prune import Agent, make_masks, make_policy, prunable
 from prune_utils.basics import exit_codes
+from prune_utils.evaluation import Policy
+
+
+def make_greedy_policy(network: Agent, seed: int) -> Policy:
+    """The most probable action of each observation; nothing is drawn."""
+    return lambda obs: network(obs.to(network.actor.weight.device))[0].argmax(dim=1)
 
 
 def main() -> None:
     with exit_codes():
         args = tyro.cli(common.Args, prog="python -m evals.ppo_eval", description=__doc__)
-        how = "greedy" if args.greedy else "sampled"
-        common.run(args, Agent, partial(make_policy, greedy=args.greedy), how, prunable, make_masks)
+        policy, how = (make_greedy_policy, "greedy") if args.greedy else (make_policy, "sampled")
+        common.run(args, Agent, policy, how, prunable, make_masks)
 
 
 if __name__ == "__main__":

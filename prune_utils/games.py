@@ -102,7 +102,7 @@ class AtariGames:
         self.obs, self.frame_numbers = obs, info["episode_frame_number"]
 
     def state_dict(self) -> dict:
-        state = {"env_id": self.env_id, "seed": self.seed, "resets": self.resets.tolist()}
+        state = {"seed": self.seed, "resets": self.resets.tolist()}
         state |= {"histories": [history.hex() for history in self.histories], "frame_numbers": self.frame_numbers.tolist()}
         state |= {"returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
         return state | {"obs_sha256": hashlib.sha256(self.obs.tobytes()).hexdigest()}
@@ -124,6 +124,7 @@ class AtariGames:
             drawn[mask] = 0 if seeded else drawn[mask] + 1
 
         draw(np.ones(self.num_envs, bool), seeded=True)
+        # a game takes at least 100 steps, so below no more than this many end early
         while not self.sticky and (behind := drawn < self.resets - 2 - longest // 100).any():
             draw(behind)
         for t in range(longest + 1):

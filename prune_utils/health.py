@@ -9,13 +9,8 @@ import torch.nn.functional as F
 from prune_utils.device import true_fp32
 from prune_utils.shrink import hidden_layers
 
-TAU = 0.025
-"""score up to which a unit is dormant, as Sokar et al. have it"""
-DELTA = 0.01
-"""share of the singular values that the effective rank leaves out, as Kumar et al. have it"""
 
-
-def dormant_share(activations: torch.Tensor, tau: float = TAU) -> float:
+def dormant_share(activations: torch.Tensor, tau: float = 0.025) -> float:
     """Share of dormant units: those with mean |h_i| <= tau * the mean of that over the units of the layer.
 
     `activations` (n, units, ...) after the ReLU; the mean is over observations and positions. Sokar et al. 2023
@@ -25,7 +20,7 @@ def dormant_share(activations: torch.Tensor, tau: float = TAU) -> float:
     return (means <= tau * means.mean()).float().mean().item()
 
 
-def effective_rank(features: torch.Tensor, delta: float = DELTA) -> int:
+def effective_rank(features: torch.Tensor, delta: float = 0.01) -> int:
     """The least k whose k largest singular values sum up to 1 - delta of all; 0 for a matrix of zeros.
 
     `features` (n, units). Kumar et al. 2021 (https://arxiv.org/abs/2010.14498), srank.
@@ -40,8 +35,8 @@ def effective_rank(features: torch.Tensor, delta: float = DELTA) -> int:
 def measure(network: nn.Module, obs: torch.Tensor) -> dict[str, float]:
     """Health of a network on observations (n, 4, 84, 84): of each hidden layer, of the last features, weights and outputs.
 
-    weight_norm is the L2 norm of all weights and biases, feature_norm the mean L2 norm of the last hidden features. What the
-    outputs say is the network's to tell: `output_health`. Raises FloatingPointError where that is not finite.
+    weight_norm is the L2 norm of all weights and biases, feature_norm the mean L2 norm of the last hidden features. The
+    network's `output_health` adds statistics of its outputs. Raises FloatingPointError where those are not finite.
     """
     activations: dict[str, torch.Tensor] = {}
     hooks = [

@@ -30,16 +30,15 @@ def hidden_layers(network: nn.Module) -> dict[str, tuple[nn.Module, list[nn.Modu
 
 def keep_units(t: torch.Tensor, keep: torch.Tensor, dim: int) -> torch.Tensor:
     """The kept units of a tensor along `dim`. A unit can own several in a row: fc1 reads 49 of each channel of conv3."""
-    index = keep.to(t.device).repeat_interleave(t.shape[dim] // len(keep)).nonzero().squeeze(1)
+    kept = keep.to(t.device).repeat_interleave(t.shape[dim] // len(keep)).nonzero().squeeze(1)
     channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
-    return t.index_select(dim, index).contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return t.index_select(dim, kept).contiguous(memory_format=memory_format)
 
 
 @torch.no_grad()
 def remove_units(kept: Tensors, networks: list[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Remove the other units of these layers: their weights, biases and Adam moments, and what the next layer reads of them.
+    """Keep only these units of each layer, with their biases and Adam moments, and what the next layer reads of them.
 
     What stays keeps its bits. Parameters stay the same objects, so that optimizers and hooks still know them. Networks may
     share parameters, as a low-precision copy does. CUDA graphs of the networks have to be captured anew.

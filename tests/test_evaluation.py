@@ -102,8 +102,8 @@ class Fixed(nn.Module):
         return (outputs, outputs[:, 0]) if self.algorithm == "ppo" else outputs
 
 
-def counts(algorithm: str, outputs: list[float], n: int, **options) -> np.ndarray:
-    policy = SCRIPTS[algorithm].make_policy(Fixed(outputs, algorithm), seed=0, **options)
+def counts(algorithm: str, outputs: list[float], n: int, make_policy=None, **options) -> np.ndarray:
+    policy = (make_policy or SCRIPTS[algorithm].make_policy)(Fixed(outputs, algorithm), seed=0, **options)
     with torch.no_grad():
         return np.bincount(policy(torch.zeros(n, 4, 1, 1, dtype=torch.uint8)).numpy(), minlength=len(outputs))
 
@@ -120,7 +120,8 @@ def test_ppo_samples_the_softmax_of_its_logits_and_takes_the_best_action_when_gr
     shares = np.array([0.1, 0.2, 0.7])
     found = counts("ppo", np.log(shares).tolist(), 200_000)
     assert (abs(found - 200_000 * shares) < 5 * np.sqrt(200_000 * shares * (1 - shares))).all()
-    assert counts("ppo", np.log(shares).tolist(), 1000, greedy=True).tolist() == [0, 0, 1000]
+    greedy = counts("ppo", np.log(shares).tolist(), 1000, EVALUATORS["ppo"].make_greedy_policy)
+    assert greedy.tolist() == [0, 0, 1000]
 
 
 # --------------------------------------------------------------------------------------------------- what a network costs

@@ -29,9 +29,8 @@ def every_index(monkeypatch):
 @pytest.mark.parametrize(("num_envs", "slots", "max_frames"), [(1, 61, 900), (8, 37, 1100)])
 def test_sampled_stacks_equal_what_the_environment_showed_over_a_ring_that_wraps(num_envs, slots, max_frames):
     games = AtariGames(ENV_ID, num_envs, seed=3, num_threads=1, max_frames=max_frames)
-    buffer = ReplayBuffer(slots * num_envs + num_envs // 2, num_envs, "cpu")
+    buffer = ReplayBuffer(slots * num_envs + num_envs // 2, torch.from_numpy(games.obs), "cpu")
     assert buffer.slots == slots * num_envs
-    buffer.start(torch.from_numpy(games.obs))
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     history, sampled, truncated, ended, wrapped = [], 0, 0, 0, 0
     for _ in range(20_000 // num_envs):
@@ -61,19 +60,19 @@ def test_sampled_stacks_equal_what_the_environment_showed_over_a_ring_that_wraps
     assert sampled > 2_000 // num_envs and wrapped > 20_000 // num_envs // slots - 2 and ended > 4 and truncated > 2
 
 
-def scripted(buffer: ReplayBuffer, steps: int, truncate_at=(), start_at=()):
-    """Feed one game whose frame at time t is filled with t % 256 and whose action is t % 6."""
+def scripted(slots: int, steps: int, truncate_at=(), start_at=()) -> ReplayBuffer:
+    """A buffer fed with one game whose frame at time t is filled with t % 256 and whose action is t % 6."""
     frame = lambda t: np.full((1, 4, 84, 84), t % 256, np.uint8)  # noqa: E731
-    buffer.start(torch.from_numpy(frame(0)))
+    buffer = ReplayBuffer(slots, torch.from_numpy(frame(0)), "cpu")
     no, yes = np.array([False]), np.array([True])
     for t in range(steps):
         cut, new = (yes if t in truncate_at else no), (yes if t + 1 in start_at else no)
         advance(buffer, np.array([t % 6]), Step(frame(t + 1), np.array([5 - t]), no, cut, new, None, []))
+    return buffer
 
 
 def test_every_whole_transition_of_a_full_ring_but_the_four_oldest_is_drawn_equally_often(every_index):
-    buffer = ReplayBuffer(16, 1, "cpu")
-    scripted(buffer, 40)  # 15 whole transitions remain, of times 25 to 39
+    buffer = scripted(16, 40)  # 15 whole transitions remain, of times 25 to 39
     obs, actions, rewards, next_obs, _ = sample(buffer, 33)
     times = obs[:, 3, 0, 0].tolist()
     assert sorted(times) == sorted(list(range(29, 40)) * 3)
@@ -82,8 +81,7 @@ def test_every_whole_transition_of_a_full_ring_but_the_four_oldest_is_drawn_equa
 
 
 def test_a_truncated_transition_is_never_sampled_and_stacks_stop_at_the_start_of_a_game(every_index):
-    buffer = ReplayBuffer(32, 1, "cpu")
-    scripted(buffer, 20, truncate_at={9}, start_at={10})
+    buffer = scripted(32, 20, truncate_at={9}, start_at={10})
     obs, *_, next_obs, _ = sample(buffer, 20)
     assert obs[:, 3, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
     assert obs[10, :, 0, 0].tolist() == [0, 0, 0, 10] and obs[12, :, 0, 0].tolist() == [0, 10, 11, 12]
@@ -102,9 +100,8 @@ def play(buffer: ReplayBuffer, games: AtariGames, rng: np.random.Generator, step
 )
 def test_a_buffer_that_was_saved_and_loaded_is_the_same_and_goes_on_alike(steps, slots, tmp_path):
     num_envs = 3 if slots == 40 else 1
-    buffers = [ReplayBuffer(slots * num_envs, num_envs, "cpu") for _ in range(2)]
     games, rng = AtariGames(ENV_ID, num_envs, seed=3, num_threads=1, max_frames=240), np.random.default_rng(0)
-    buffers[0].start(torch.from_numpy(games.obs))
+    buffers = [ReplayBuffer(slots * num_envs, torch.from_numpy(games.obs), "cpu") for _ in range(2)]
     play(buffers[0], games, rng, steps)
     if slots == 9000:  # more frames per game than are compressed at once
         buffers[0].head = buffers[0].size = 8000
@@ -129,15 +126,15 @@ def test_a_buffer_that_was_saved_and_loaded_is_the_same_and_goes_on_alike(steps,
 
 
 def test_frames_of_a_game_are_compressed_to_less_than_a_twentieth():
-    games, buffer = AtariGames(ENV_ID, 2, seed=3, num_threads=1), ReplayBuffer(600, 2, "cpu")
-    buffer.start(torch.from_numpy(games.obs))
+    games = AtariGames(ENV_ID, 2, seed=3, num_threads=1)
+    buffer = ReplayBuffer(600, torch.from_numpy(games.obs), "cpu")
     play(buffer, games, np.random.default_rng(0), 400)
     saved = sum(len(block) for game in buffer.state_dict()["frames"] for block in game)
     assert saved < 600 * 84 * 84 / 20
 
 
 def test_a_frame_costs_7056_bytes_and_a_transition_at_most_16_more():
-    buffer = ReplayBuffer(8000, 8, "cpu")
+    buffer = ReplayBuffer(8000, torch.zeros(8, 4, 84, 84, dtype=torch.uint8), "cpu")
     tensors = [t for t in vars(buffer).values() if isinstance(t, torch.Tensor)]
     assert sum(t.numel() * t.element_size() for t in tensors) / 8000 - 84 * 84 <= 16
 
