@@ -210,7 +210,7 @@ def floor(ax, study: Study, no_skill: dict[str, NoSkill]) -> None:
 def scatter_by_rate(study: Study, ax, measure, line: bool) -> None:
     """Interval and dots (what `measure` makes of an arm) against rate; arms of one rate stand side by side."""
     criteria, spare = list(dict.fromkeys(arm.criterion for arm in study.arms if arm.rate)), cycle("vP<>*")
-    lanes = {criterion: 9.0 * (k - (len(criteria) - 1) / 2) for k, criterion in enumerate(criteria)}  # points
+    lanes = {criterion: 5.0 * (k - (len(criteria) - 1) / 2) for k, criterion in enumerate(criteria)}  # points
     lanes |= {arm.criterion: -10.0 for arm in study.arms if arm.kind == "A/A"}
     series: dict[str, list] = {}
     for arm in study.arms:
@@ -227,7 +227,7 @@ def scatter_by_rate(study: Study, ax, measure, line: bool) -> None:
         if line:
             means = [mean for _, (mean, *_), *_ in points]
             ax.plot([x for x, *_ in points], means, color=style["color"], lw=0.8, alpha=0.6, transform=moved(ax, lane))
-    ax.set_xlabel("prune rate (share of every tensor)")
+    ax.set_xlabel("prune rate; arms of one rate stand side by side")
     ax.set_xlim(-0.08, max(ax.get_xlim()[1], 0.06) + 0.03)
 
 

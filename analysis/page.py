@@ -62,9 +62,10 @@ CAPTIONS = {
     "return_against_rate": "Return after the cut: mean and, of several seeds, 95 % interval, one dot per seed; dotted: dense.",
     "size": "Return after the cut against the parameters that are left, the bytes of the packed file and the speed after "
     "the cut: mean and, of several seeds, 95 % interval, dots. Drawn where units were removed or a small network was trained.",
-    "change_against_rate": "Change against the dense twin in the four quantities: mean and, of several seeds, 95 % interval, "
-    "one dot per seed.",
-    "moments": "Evaluations before the cut, right after it and at the end: mean and, of several seeds, 95 % t interval, dots.",
+    "change_against_rate": "Change against the dense twin in the three returns, and the shock: mean and, of several seeds, "
+    "95 % interval, one dot per seed.",
+    "moments": "Evaluations before the cut, right after it (after the last of several) and at the end: mean and, of several "
+    "seeds, 95 % t interval, dots.",
     "training": "Training return, mean of the last {window} games, mean of the seeds; dotted: the cut.",
     "losses": "Losses: mean of the seeds, raw (faint) and averaged over {window} logged rows; dotted: the cut.",
     "sparsity": "Sparsity of each tensor after the cut.",
@@ -75,11 +76,12 @@ CAPTIONS = {
 HEADLINE = "{label}: training return in tenths of the steps before and after the cut, and its change against dense. "
 HEADLINE += "Band: 95 % interval, from two seeds on, cut off where it is wide. A/A: equal continuations."
 CUT_OFF = "Where an interval is much longer than its figure, its ends are cut off. The tables have them."
-INSIDE = """Measured on the first 250 steps of two games that each network plays itself: a change can come from the network or
-from what it gets to see. Dormant: units whose mean activation is at most 2.5 % of that of their layer (Sokar et al. 2023); a
-unit that pruning emptied is one. Effective rank: how many singular values of the last hidden features hold 99 % of their sum
-(Kumar et al. 2021); the number of observations bounds it, so compare runs of equal length. Right after the cut is, with several
-cuts, after the last one. Curves: means of the seeds, every tenth of the training. None of these numbers is a return."""
+INSIDE = """Measured on the first 250 steps of two games that each network plays itself, in a run of less than 2M agent steps on
+fewer, in proportion: a change can come from the network or from what it gets to see. Dormant: units whose mean activation is
+at most 2.5 % of that of their layer (Sokar et al. 2023); a unit that pruning emptied is one. Effective rank: how
+many singular values of the last hidden features hold 99 % of their sum (Kumar et al. 2021); the number of observations bounds
+it, so compare runs of equal length. Right after the cut is, with several cuts, after the last one. Curves: means of the seeds,
+every tenth of the training. None of these numbers is a return."""
 IN_FILES_ONLY = ("named", "bins")
 STYLE = """
 body{font:16px/1.45 system-ui,sans-serif;color:#111;max-width:1120px;margin:1em auto;padding:0 1em}

@@ -105,7 +105,7 @@ CHANGES = {
     "late~": ("95 % interval of the late return", "+.1%"),
     "final": ("final network", "+.1%"),
     "final~": ("95 % interval of the final network", "+.1%"),
-    "shock": ("shock", "+.1%"),
+    "shock": ("shock (right after the last cut, against before the first)", "+.1%"),
     "shock~": ("95 % interval of the shock", "+.1%"),
 }
 TREND = {

@@ -181,7 +181,8 @@ def plan(algorithm: str, options: list[str]) -> None:
     existing = next(path for path in (Path(args.runs_dir), *Path(args.runs_dir).absolute().parents) if path.exists())
     rates = " ".join(f"{rate:g}" for rate in matrix["prune_rate"])
     matrix_in_words = f"seeds {' '.join(map(str, matrix['seed']))}; {' '.join(matrix['prune_type'])} at {rates}"
-    matrix_in_words += f", and in {CUTS} cuts until {args.prune_until:g}" * gradual
+    unstructured = " ".join(kind for kind in matrix["prune_type"] if not kind.endswith("-structured"))
+    matrix_in_words += f"; {unstructured} in {CUTS} cuts until {args.prune_until:g} too" * gradual
     say(
         f"{matrix_in_words}; {len(runs)} runs of {steps:,} agent steps, "
         f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "

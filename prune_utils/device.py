@@ -39,8 +39,6 @@ def has_tf32(device: str) -> bool:
 def resolve(cuda: bool, precision: str, num_threads: int, recorded: dict) -> dict:
     """What the options turn into on this machine. A run that resumes or forks keeps its recorded precision and threads."""
     device = "cuda" if uses_cuda(cuda) else "cpu"
-    if cuda and device == "cpu":
-        say("no CUDA device: training on the CPU", error=True)
     tf32 = has_tf32(device)
     without = "be auto, bf16 or fp32 where no GPU of compute capability 8.0 or more is used"
     check(precision != "tf32" or tf32, "precision", without, precision)

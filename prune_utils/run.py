@@ -65,7 +65,8 @@ def check_common(args) -> None:
     check(0 <= args.prune_at <= 1, "prune_at", "lie in [0, 1]", args.prune_at)
     check(1 <= args.prune_cuts <= 1000, "prune_cuts", "lie in 1 to 1000", args.prune_cuts)
     earliest = args.prune_at if args.prune_cuts > 1 else 0
-    check(earliest <= args.prune_until <= 1, "prune_until", f"lie in [{earliest:g}, 1]", args.prune_until)
+    rule = f"lie in [{earliest:g}, 1]" + ", from --prune-at on" * (args.prune_cuts > 1)
+    check(earliest <= args.prune_until <= 1, "prune_until", rule, args.prune_until)
     check(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
     check(0 < args.width <= 16, "width", "lie in (0, 16]", args.width)
     check(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
@@ -159,7 +160,7 @@ def state_of(part):
 
 
 def restore(part, saved, device: torch.device) -> None:
-    """Put a part back into a saved state, in place; a dictionary (the masks) gets new tensors."""
+    """Put a part back into a saved state, in place; a dictionary gets new tensors."""
     if isinstance(part, torch.Generator):
         part.set_state(saved)
     elif isinstance(part, torch.Tensor):
@@ -257,6 +258,8 @@ class Run:
         resolved = self.config["resolved"]
         self.device, self.dtype = torch.device(resolved["device"]), device.DTYPES[resolved["precision"]]
         self.num_threads = resolved["num_threads"]
+        if args.cuda and resolved["device"] == "cpu":
+            say("no CUDA device: training on the CPU", error=True)
         device.configure(self.num_threads, resolved["precision"], args.torch_deterministic)
         self.listen()
 
@@ -338,7 +341,8 @@ class Run:
                 restore(part, checkpoint["parts"][name], self.device)
             self.cuts_done, self.evaluations = checkpoint["cuts_done"], checkpoint["evaluations"]
             self.measures = checkpoint["measures"]
-            self.saved, self.first_step = (global_step, self.cuts_done), global_step if forked else checkpoint["first_step"]
+            self.saved = (global_step, self.cuts_done)
+            self.first_step = global_step if forked else checkpoint["first_step"]
             how = f"forked from {self.parent}" if forked else "resumed"
             say(f"{self.folder}: {how} at step {global_step:,} of {self.args.total_timesteps:,}")
             if checkpoint["device_name"] != self.config["device_name"]:
@@ -446,8 +450,9 @@ class Run:
         if not self.cuts_done:
             self.log.at_cut = (self.log.steps, self.log.seconds)
         self.log.restart_clock(global_step)  # the lap of the cut does not count
-        for name in (name for name, count in counts.items() if count["pruned"] == count["total"]):
-            say(f"warning: pruning removed every entry of {name}", error=True)
+        for name, count in counts.items():
+            if count["pruned"] == count["total"] and self.cuts_done + 1 == self.args.prune_cuts:
+                say(f"warning: pruning removed every entry of {name}", error=True)
         shares = {f"prune/sparsity_{name}": count["pruned"] / count["total"] for name, count in counts.items()}
         self.log(global_step, {"prune/sparsity": pruned / total, **shares})
 

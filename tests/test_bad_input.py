@@ -150,14 +150,6 @@ def test_the_command_line_gives_each_option_its_name_default_and_type(algorithm)
     assert parse_options(script.Args, "", flags(other)) == script.Args(**other)
 
 
-def test_cuda_wanted_where_there_is_none_is_no_error_but_a_line(capsys, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert device.resolve(cuda=True, precision="fp32", num_threads=1, recorded={})["device"] == "cpu"
-    assert capsys.readouterr().err == "no CUDA device: training on the CPU\n"
-    device.resolve(cuda=False, precision="fp32", num_threads=1, recorded={})
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize(
     ("capability", "has_bf16", "expected"),
     [(None, True, "bf16"), (None, False, "fp32"), ((8, 0), True, "tf32"), ((9, 0), False, "tf32"), ((7, 5), True, "fp32")],

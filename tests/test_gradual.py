@@ -195,10 +195,13 @@ def test_a_gradual_run_can_share_out_by_erk_and_leave_the_output_layers_whole(al
     ("options", "line"),
     [
         ({"prune_cuts": 0}, "--prune-cuts must lie in 1 to 1000, got 0"),
-        ({"prune_cuts": 8, "prune_until": 0.4}, "--prune-until must lie in [0.5, 1], got 0.4"),
-        ({"prune_cuts": 8, "prune_until": 1.1}, "--prune-until must lie in [0.5, 1], got 1.1"),
+        ({"prune_cuts": 8, "prune_until": 0.4}, "--prune-until must lie in [0.5, 1], from --prune-at on, got 0.4"),
+        ({"prune_cuts": 8, "prune_until": 1.1}, "--prune-until must lie in [0.5, 1], from --prune-at on, got 1.1"),
         ({"prune_until": "nan", "prune_type": "none"}, "--prune-until must lie in [0, 1], got nan"),
-        ({"prune_cuts": 2, "prune_until": 0.5}, "--prune-cuts must leave each cut an iteration of its own, got 2"),
+        (
+            {"prune_cuts": 2, "prune_until": 0.5},
+            "--prune-cuts must leave each cut an iteration of its own, of the 1 from --prune-at to --prune-until, got 2",
+        ),
         ({"prune_cuts": 2, "prune_type": "l1-structured"}, "--prune-cuts must be 1 with l1-structured, got 2"),
         ({"prune_scope": "erk", "prune_type": "l1-structured"}, "--prune-scope must be layer with l1-structured, got erk"),
         ({"prune_head": False, "prune_type": "l1-structured"}, "--prune-head must stay on with l1-structured"),

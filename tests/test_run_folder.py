@@ -65,6 +65,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.parametrize(("cuda", "told"), [(True, "no CUDA device: training on the CPU\n"), (False, "")])
+def test_cuda_wanted_where_there_is_none_is_no_error_but_a_line(cuda, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    begun(tmp_path, cuda=cuda)
+    assert capsys.readouterr().err == told
+
+
 def test_a_finished_run_says_so_and_what_has_changed_since_and_is_left_as_it_is(tmp_path, capsys):
     folder = finished(tmp_path)
     before = contents(folder)

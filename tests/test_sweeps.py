@@ -137,7 +137,7 @@ def test_gradual_adds_an_arm_of_8_cuts_for_each_unstructured_one_and_they_fork_f
     assert made == [(kind, r, cuts) for r in (0.5, 0.8) for kind, cuts in (("l1", 1), ("l1-structured", 1), ("l1", 8))]
     assert {args.fork_from for args in arms} == {str(tmp_path / dense.run_name)} and dense.prune_cuts == 1
     assert {args.prune_until for args in arms} == {0.7}
-    assert "l1 l1-structured at 0.5 0.8, and in 8 cuts until 0.7;" in printed.err
+    assert "l1 l1-structured at 0.5 0.8; l1 in 8 cuts until 0.7 too;" in printed.err
     for words in (["--prune-cuts", "4"], ["--prune_cuts=1"]):
         with pytest.raises(UserError, match="--prune-cuts can't be an option of every run with GRADUAL=1"):
             plan("ppo", *words, **options)
