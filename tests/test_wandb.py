@@ -224,7 +224,7 @@ def test_a_tracked_run_ends_with_every_row_in_its_offline_file_and_one_line_says
     run, *failed = (record["run"] for record in found if record["type"] == "run")
     assert all(record["run_id"] == run["run_id"] for record in failed)  # of its start online, in vain
     assert run["run_id"] == (folder / "wandb_id").read_text() and run["run_id"].startswith("r-") and len(run["run_id"]) == 8
-    assert run["display_name"] == "r" and run["run_group"].startswith("SpaceInvadersNoFrameskip-v4__ppo__l1-0.3__total_time")
+    assert run["display_name"] == "r" and run["run_group"].startswith("SpaceInvadersNoFrameskip-v4__ppo__l1-0.3__hidden_size")
     config = run["config"]["update"]
     assert (config["arm"], config["effective_prune_rate"], config["seed"]) == ("l1-0.3", 0.3, 1)
     assert sorted(in_files(folder)) == sorted(in_curves(folder)) and len(in_curves(folder)) > 40
