@@ -1,7 +1,6 @@
 """Whole games of a network: playing, statistics, multiply-adds, video."""
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,39 +18,25 @@ ENVIRONMENTS = 10
 """games of an evaluation played at once"""
 
 
-class Counted:
-    """A policy that counts its actions, also those of environments whose games no longer count."""
-
-    def __init__(self, policy: Policy):
-        self.policy, self.counts = policy, Counter()
-
-    def __call__(self, obs: torch.Tensor) -> torch.Tensor:
-        actions = self.policy(obs)
-        self.counts.update(actions.tolist())
-        return actions
-
-    def commonest_share(self) -> float:
-        """Share of its commonest action; a network that holds one action has a share of nearly 1."""
-        return max(self.counts.values()) / self.counts.total()
-
-
 @torch.no_grad()
 @true_fp32()
 def play(
-    policy: Policy, env_id: str, eval_episodes: int, seed: int, num_threads: int = 0, each_step: Callable = lambda: None
+    policy: Policy, env_id: str, eval_episodes: int, seed: int, num_threads: int = 0, each_step: Callable = lambda actions: None
 ) -> list[dict]:
     """Play eval_episodes whole games; rows of episode, seed, return (unclipped), length (agent steps) and truncated.
 
     Environment k of at most ENVIRONMENTS starts from seed + k and plays games k, k + ENVIRONMENTS and so on. How many each one
     plays is settled in advance, since the first games to finish are the short ones. Environments that are done play on unseen:
-    the bits of a row depend on the batch size. `each_step` is called once per step; it may raise to end the evaluation.
+    the bits of a row depend on the batch size. `each_step` gets the actions of each step, of games that no longer count too; it
+    may raise to end the evaluation.
     """
     at_once = min(eval_episodes, ENVIRONMENTS)
     games, played = AtariGames(env_id, at_once, seed, num_threads), [0] * at_once
     rows: dict[int, dict] = {}
     while len(rows) < eval_episodes:
-        each_step()
-        games.send(policy(torch.from_numpy(games.obs)).cpu().numpy())
+        actions = policy(torch.from_numpy(games.obs)).cpu().numpy()
+        each_step(actions)
+        games.send(actions)
         for game in games.receive().finished:
             episode = game.env + at_once * played[game.env]
             played[game.env] += 1

@@ -50,14 +50,7 @@ class Log:
     """Curves of a run. Clocks, which never repeat, go to TensorBoard and W&B only: the bytes of curves.csv repeat."""
 
     def __init__(
-        self,
-        folder: Path,
-        config: dict,
-        arm: dict,
-        saved: dict | None,
-        global_step: int,
-        forked: bool,
-        check_folder: Callable = lambda: None,
+        self, folder: Path, config: dict, arm: dict, saved: dict | None, global_step: int, forked: bool, check_folder: Callable
     ):
         """`saved` is the state_dict of this run, or of the dense run that it was forked from, at global_step.
 

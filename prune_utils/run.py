@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -403,10 +404,16 @@ class Run:
             self.save(global_step)  # an evaluation takes minutes, and a signal ends it at once
         say(f"step {global_step:,}: playing {episodes} evaluation game{'s' * (episodes > 1)} {MOMENTS[moment]}")
         seed = self.seed(moment)  # the same in every arm
-        policy = evaluation.Counted(make_policy(device.fp32_copy(network), seed))
-        games = evaluation.play(policy, self.args.env_id, episodes, seed, self.num_threads, self.stop_if_asked)
-        inside = self.health(network, make_policy)
-        self.measures[moment] = {"commonest_action_share": policy.commonest_share(), "health": inside}
+        counts: Counter[int] = Counter()
+
+        def each_step(actions: np.ndarray) -> None:
+            self.stop_if_asked()
+            counts.update(actions.tolist())
+
+        policy = make_policy(device.fp32_copy(network), seed)
+        games = evaluation.play(policy, self.args.env_id, episodes, seed, self.num_threads, each_step)
+        measured = self.health(network, make_policy)
+        self.measures[moment] = {"commonest_action_share": max(counts.values()) / counts.total(), "health": measured}
         self.evaluations += [{"moment": moment, "global_step": global_step, **game} for game in games]
         file = io.StringIO()
         writer = csv.DictWriter(file, self.evaluations[0], lineterminator="\n")
@@ -415,7 +422,7 @@ class Run:
         self.write("eval.csv", file.getvalue().encode())
         mean = sum(game["return"] for game in games) / len(games)
         say(f"mean return {MOMENTS[moment]}: {mean:.1f}")
-        self.log(global_step, {f"eval/{moment}_return": mean} | {f"health/{name}": value for name, value in inside.items()})
+        self.log(global_step, {f"eval/{moment}_return": mean} | {f"health/{name}": value for name, value in measured.items()})
         self.log.restart_clock(global_step)
 
     def health(self, network: nn.Module, make_policy: Callable) -> dict[str, float]:
@@ -434,8 +441,8 @@ class Run:
         tenth = 10 * iteration // n > 10 * max(0, iteration - 1) // n
         evaluated = bool(self.evaluations) and self.evaluations[-1]["global_step"] == global_step
         if tenth and not evaluated and self.args.eval_episodes and self.args.total_timesteps >= 8000:
-            inside = self.health(network, make_policy)
-            self.log(global_step, {f"health/{name}": value for name, value in inside.items()})
+            measured = self.health(network, make_policy)
+            self.log(global_step, {f"health/{name}": value for name, value in measured.items()})
             self.log.restart_clock(global_step)
 
     def log_cut(self, global_step: int, counts: dict[str, dict[str, int]]) -> None:

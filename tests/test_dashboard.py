@@ -81,7 +81,7 @@ def sent(folder: Path, trained: Path, algorithm: str) -> set[str]:
     saved |= {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0, "sent": 0}
     folder.mkdir()
     run_arm = arm(algorithm, config["options"]) | {"group": "a group"}
-    log = Log(folder, config, run_arm, saved, result["global_step"], forked=False)
+    log = Log(folder, config, run_arm, saved, result["global_step"], forked=False, check_folder=lambda: None)
     log.progress(result["global_step"], {}, learning=True)  # the clock
     log.close(result, rows(trained / "eval.csv"))
     names = set()

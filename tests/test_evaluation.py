@@ -15,7 +15,8 @@ from evals import common, dqn_eval, ppo_eval
 from prune_utils import evaluation, storage
 from prune_utils.basics import derive_seed
 from prune_utils.device import FoldedConv2d
-from tests.conftest import SCRIPTS, rows, weights
+from prune_utils.run import MOMENTS
+from tests.conftest import SCRIPTS, SHORT, rows, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV_ID = "SpaceInvadersNoFrameskip-v4"
@@ -59,23 +60,30 @@ def test_more_games_than_environments_are_played_in_turns_that_are_settled_befor
     assert len({length for _, _, length in together}) == 5  # each another game
 
 
-def test_an_evaluation_can_be_ended_at_each_of_its_steps():
-    steps = []
+def test_an_evaluation_tells_the_actions_of_each_step_and_can_be_ended_at_it():
+    told = []
 
-    def each_step():
-        steps.append(1)
-        if len(steps) == 7:
+    def each_step(actions):
+        told.append(actions.tolist())
+        if len(told) == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluation.play(shoot_and_move, ENV_ID, 2, seed=11, num_threads=1, each_step=each_step)
-    assert len(steps) == 7
+        evaluation.play(lambda obs: torch.tensor([3, len(told) % 2]), ENV_ID, 2, seed=11, num_threads=1, each_step=each_step)
+    assert told == [[3, 0], [3, 1], [3, 0], [3, 1], [3, 0], [3, 1], [3, 0]]
 
 
-def test_the_share_of_the_commonest_action_is_counted_over_all_environments_and_steps():
-    policy = evaluation.Counted(lambda obs: obs)
-    assert [policy(torch.tensor(actions)).tolist() for actions in ([0, 3, 3], [3, 1, 0])] == [[0, 3, 3], [3, 1, 0]]
-    assert policy.commonest_share() == 0.5
+def test_the_share_of_the_commonest_action_is_counted_over_all_environments_and_steps(monkeypatch, tmp_path):
+    def play(policy, env_id, episodes, seed, num_threads, each_step):
+        for actions in ([0, 3, 3], [3, 1, 0]):
+            each_step(np.array(actions))
+        return [{"episode": 0, "seed": seed, "return": 5.0, "length": 2, "truncated": False}]
+
+    script = SCRIPTS["ppo"]
+    monkeypatch.setattr(evaluation, "play", play)
+    options = SHORT["ppo"] | {"eval_episodes": 1, "prune_type": "none", "runs_dir": str(tmp_path), "run_name": "r"}
+    measured = json.loads((script.train(script.Args(**options)) / "summary.json").read_text())["eval"]
+    assert {moment: score["commonest_action_share"] for moment, score in measured.items()} == dict.fromkeys(MOMENTS, 0.5)
 
 
 def test_statistics_are_the_mean_the_deviation_and_a_t_interval_by_hand():

@@ -184,7 +184,9 @@ def test_a_dqn_that_is_cut_before_it_learns_is_warned_of(learning_starts, warned
 def test_the_speed_of_a_run_is_that_of_its_learning_without_the_first_lap_after_a_start_or_an_evaluation(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    log = Log(tmp_path, {"options": {"total_timesteps": 100, "track": False}}, None, None, 0, forked=False)
+    log = Log(
+        tmp_path, {"options": {"total_timesteps": 100, "track": False}}, None, None, 0, forked=False, check_folder=lambda: None
+    )
     # until 20 it does not learn; 20 to 30 in 1 s counts; an evaluation; 30 to 40 warms up; 40 to 60 in 4 s counts
     for seconds, step, learning in (
         (1, 10, False),
@@ -199,7 +201,7 @@ def test_the_speed_of_a_run_is_that_of_its_learning_without_the_first_lap_after_
     state = log.state_dict()
     assert (state["steps"], state["seconds"]) == (10 + 20, 1 + 4)
     again = [
-        Log(tmp_path, {"options": {"total_timesteps": 100, "track": False}}, None, state, 60, forked)
+        Log(tmp_path, {"options": {"total_timesteps": 100, "track": False}}, None, state, 60, forked, check_folder=lambda: None)
         for forked in (False, True)
     ]
     assert [(each.steps, each.seconds) for each in again] == [(30, 5.0), (0, 0.0)]
