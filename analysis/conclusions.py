@@ -173,6 +173,15 @@ def many(seeds: float) -> str:
     return "more than 1,000" if np.isinf(seeds) else f"{seeds:.0f}"
 
 
+def of_equal_parameters(rows: list[dict]) -> str:
+    """Of arms that leave as many parameters."""
+    arms = [f"{name_of(row['arm'])} {number(row['after_cut'])} ({number(row['of_dense'], '.0%')})" for row in rows]
+    seeds = " or ".join(dict.fromkeys(str(row["seeds"]) for row in rows))
+    size = number(float(np.mean([row["left"] for row in rows])), ".0%")
+    told = f"Exploratory, of equal size ({size} of the parameters), return after the cut and its share of dense"
+    return f"{told}: {'; '.join(arms)}; {seeds} seeds."
+
+
 def of_evaluations(rows: list[dict]) -> list[str]:
     """Of evaluations that show no skill."""
     moments = {"before_prune": "before the cut", "after_prune": "right after the cut", "final": "at the end"}
@@ -196,6 +205,8 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     for role in ("A/A", "positive control", "exploratory"):
         told += [of_arm(row) for row in compared if row["role"] == role]
     told += [of_trend(row) for row in tables["trend"]]
+    sizes = [[row for row in tables["equal_parameters"] if row["size"] == k] for k in range(len(tables["equal_parameters"]))]
+    told += [of_equal_parameters(rows) for rows in sizes if rows]
     told += [of_noise(row) for row in tables["noise"]] + of_evaluations(tables["evaluations"])
     if any(row["pairs"] == 1 for row in compared):
         told.append(

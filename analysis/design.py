@@ -66,6 +66,8 @@ MIN_SEEDS = 3
 """seeds from which on there is an answer"""
 CONTROLS = 0.9
 """from this rate on an arm is a positive control, which shows that a loss can be seen, and no part of a trend"""
+EQUAL = 0.02
+"""share of the dense parameters by which arms of equal size may differ"""
 HELD = 0.95
 """from this share of its commonest action on an evaluation is called a held action"""
 FEW_DISTINCT, OF_GAMES = 0.85, 50

@@ -3,10 +3,10 @@
 import numpy as np
 
 from analysis import paired
-from analysis.design import BINS, CONTROLS, DECLARED, FEW_DISTINCT, HELD, MARGIN, OF_GAMES, QUANTITIES
+from analysis.design import BINS, CONTROLS, DECLARED, EQUAL, FEW_DISTINCT, HELD, MARGIN, OF_GAMES, QUANTITIES
 from analysis.no_skill import NoSkill
 from analysis.runs import MOMENTS
-from analysis.studies import Arm, Study
+from analysis.studies import Arm, Study, mean
 from prune_utils.run import CRITERIA
 
 
@@ -232,6 +232,33 @@ def costs_table(study: Study) -> list[dict]:
             values = arm.values(lambda run, name=name: run.summary["time"].get(name))
             row[name] = values.mean() if len(values) else np.nan
         rows.append(row)
+    return rows
+
+
+def equal_parameters_table(study: Study) -> list[dict]:
+    """Arms that leave the same share of the dense parameters, within EQUAL, where one of them removed units or is small."""
+    if not study.dense:
+        return []
+    total, dense = study.dense.all_runs[0].summary["total"], study.dense.by_seed(lambda run: run.value("after_cut"))
+    left = {arm: mean(arm.all_runs, lambda run: run.summary["total"] - run.summary["pruned"]) / total for arm in study.arms}
+    groups: list[list[Arm]] = []
+    for arm in sorted((arm for arm in study.arms if arm.rate or arm.kind == "small"), key=left.get):
+        if not groups or left[arm] - left[groups[-1][0]] > EQUAL:
+            groups.append([])
+        groups[-1].append(arm)
+    groups = [arms for arms in groups if len(arms) > 1 and any(arm.kind == "small" or "structured" in arm.kind for arm in arms)]
+    rows = []
+    for k, arm in ((k, arm) for k, arms in enumerate(groups) for arm in arms):
+        scores = {seed: score for seed, score in arm.by_seed(lambda run: run.value("after_cut")).items() if seed in dense}
+        if not scores:
+            continue
+        row = {"study": study.label, "size": k, "left": left[arm], "arm": arm.label, "seeds": len(scores)}
+        row |= interval("after_cut", paired.t_interval(np.array(list(scores.values()))))
+        row["of_dense"] = row["after_cut"] / np.mean([dense[seed] for seed in scores])
+        row["disk_packed"] = mean(arm.all_runs, lambda run: run.summary["disk"].get("packed"))
+        row["multiply_adds_dense"] = mean(arm.all_runs, lambda run: run.summary.get("multiply_adds", {}).get("dense"))
+        speed = mean(arm.all_runs, lambda run: run.summary["time"].get("agent_steps_per_second_after_cut"))
+        rows.append(row | {"agent_steps_per_second_after_cut": speed})
     return rows
 
 

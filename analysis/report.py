@@ -28,6 +28,7 @@ from analysis.measures import (
     bins_table,
     comparisons,
     costs_table,
+    equal_parameters_table,
     evaluations_table,
     health_table,
     no_skill_table,
@@ -134,7 +135,8 @@ def report(args: Args) -> None:
     games = dict.fromkeys(study.first.env_id for study in studies)
     floors = [no_skill[env_id].in_words if env_id in no_skill else missing(env_id) for env_id in games]
 
-    tables_of_a_study = ("changes", "returns", "evaluations", "noise", "trend", "bins", "recovery", "costs", "health")
+    tables_of_a_study = ("changes", "returns", "evaluations", "noise", "trend", "bins", "recovery", "costs")
+    tables_of_a_study += ("equal_parameters", "health")
     rows: dict[str, list[dict]] = {name: [] for name in tables_of_a_study}
     answers, conclusions = [], {}
     for study in studies:
@@ -143,7 +145,7 @@ def report(args: Args) -> None:
         own = {"changes": changes, "returns": returns_table(study, floor), "evaluations": evaluations_table(study, floor)}
         own |= {"noise": noise_table(study), "trend": trends}
         own |= {"bins": bins_table(study), "recovery": recovery_table(study), "costs": costs_table(study)}
-        own |= {"health": health_table(study)}
+        own |= {"equal_parameters": equal_parameters_table(study), "health": health_table(study)}
         answers.append((study, answer(study, own["changes"], own["returns"], floor)))
         conclusions[study.label] = sentences(study, answers[-1][1], own, floor)
         for name, table in own.items():

@@ -86,6 +86,8 @@ COLUMNS = {
     "zeros": ("zeros", ",.0f"),
     "emptied": ("emptied tensors", ""),
     "resident_bytes": ("bytes of the weights in memory", ",.0f"),
+    "left": ("parameters left, of dense", ".1%"),
+    "of_dense": ("of the dense mean", ".1%"),
     "multiply_adds_dense": ("multiply-adds", ",.0f"),
     "multiply_adds_nonzero": ("multiply-adds not by zero", ",.0f"),
     "agent_steps_per_second_while_learning": ("agent steps per second", ",.1f"),
@@ -128,6 +130,8 @@ VIEWS = {
     "costs": "study arm seeds runs total kept zeros emptied disk_* resident_bytes multiply_adds_dense multiply_adds_nonzero "
     "agent_steps_per_second_while_learning agent_steps_per_second_before_cut agent_steps_per_second_after_cut "
     "peak_ram_bytes peak_gpu_bytes",
+    "equal_parameters": "study left arm seeds after_cut after_cut~ of_dense disk_packed multiply_adds_dense "
+    "agent_steps_per_second_after_cut",
     "health": "study arm moment seeds dormant_conv1 dormant_conv2 dormant_conv3 dormant_fc1 effective_rank feature_norm "
     "weight_norm q_mean q_std entropy",
     "runs": "study arm seed run after_cut late final before_prune after_prune games",
