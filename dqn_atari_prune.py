@@ -148,8 +148,8 @@ class Args:
         check(least <= self.buffer_size <= most, "buffer_size", rule, self.buffer_size)
 
         cuts = cut_iterations(self)
-        rule = f"leave each cut an iteration of its own, of the {cuts[-1] - cuts[0] + 1} from --prune-at to --prune-until"
-        check(len(set(cuts)) == len(cuts), "prune_cuts", rule, self.prune_cuts)
+        most = cuts[-1] - cuts[0] + 1
+        check(len(cuts) <= most, "prune_cuts", f"be at most {most}, one per iteration until --prune-until", self.prune_cuts)
 
     @property
     def num_iterations(self) -> int:
@@ -313,7 +313,7 @@ class ReplayBuffer:
         self.size = 0  # slots that hold whole transitions
         self.ages = np.zeros(num_envs, np.int8)
         self.back = torch.arange(-3, 2, device=device) * num_envs  # (5,): the frames of obs and next_obs
-        self.min_age = torch.arange(3, -2, -1, dtype=torch.int8, device=device)  # (5,): age at which each is no padding
+        self.min_age = torch.arange(3, -2, -1, dtype=torch.int8, device=device)  # (5,): least age at which each is real
         self.frames[:num_envs] = obs[:, -1]
 
     def advance(self, actions: np.ndarray, step: Step) -> dict[str, np.ndarray]:

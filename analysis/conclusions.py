@@ -175,11 +175,12 @@ def many(seeds: float) -> str:
 
 def of_equal_parameters(rows: list[dict]) -> str:
     """Of arms that leave as many parameters."""
-    arms = [f"{name_of(row['arm'])} {number(row['after_cut'])} ({number(row['of_dense'], '.0%')})" for row in rows]
-    seeds = " or ".join(dict.fromkeys(str(row["seeds"]) for row in rows))
-    size = number(float(np.mean([row["left"] for row in rows])), ".0%")
-    told = f"Exploratory, of equal size ({size} of the parameters), return after the cut and its share of dense"
-    return f"{told}: {'; '.join(arms)}; {seeds} seeds."
+    arms = []
+    for row in rows:
+        share = "" if np.isnan(row["of_dense"]) else f"{100 * row['of_dense']:.0f} % of dense, "
+        arms.append(f"{name_of(row['arm'])}: {number(row['after_cut'])} ({share}{seeds_in_words(row['seeds'])})")
+    size = 100 * np.mean([row["left"] for row in rows])
+    return f"Exploratory: return after the cut of arms that leave {size:.0f} % of the parameters: {'; '.join(arms)}."
 
 
 def of_evaluations(rows: list[dict]) -> list[str]:

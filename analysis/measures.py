@@ -241,20 +241,20 @@ def equal_parameters_table(study: Study) -> list[dict]:
         return []
     total, dense = study.dense.all_runs[0].summary["total"], study.dense.by_seed(lambda run: run.value("after_cut"))
     left = {arm: mean(arm.all_runs, lambda run: run.summary["total"] - run.summary["pruned"]) / total for arm in study.arms}
+    of_arms = {arm: arm.by_seed(lambda run: run.value("after_cut")) for arm in study.arms if arm.rate or arm.kind == "small"}
+    of_arms = {arm: {seed: score for seed, score in of.items() if seed in dense} for arm, of in of_arms.items()}
     groups: list[list[Arm]] = []
-    for arm in sorted((arm for arm in study.arms if arm.rate or arm.kind == "small"), key=left.get):
+    for arm in sorted((arm for arm, of in of_arms.items() if of), key=left.get):
         if not groups or left[arm] - left[groups[-1][0]] > EQUAL:
             groups.append([])
         groups[-1].append(arm)
     groups = [arms for arms in groups if len(arms) > 1 and any(arm.kind == "small" or "structured" in arm.kind for arm in arms)]
     rows = []
     for k, arm in ((k, arm) for k, arms in enumerate(groups) for arm in arms):
-        scores = {seed: score for seed, score in arm.by_seed(lambda run: run.value("after_cut")).items() if seed in dense}
-        if not scores:
-            continue
+        scores, middle = of_arms[arm], np.mean([dense[seed] for seed in of_arms[arm]])
         row = {"study": study.label, "size": k, "left": left[arm], "arm": arm.label, "seeds": len(scores)}
         row |= interval("after_cut", paired.t_interval(np.array(list(scores.values()))))
-        row["of_dense"] = row["after_cut"] / np.mean([dense[seed] for seed in scores])
+        row["of_dense"] = row["after_cut"] / middle if middle > 0 else np.nan
         row["disk_packed"] = mean(arm.all_runs, lambda run: run.summary["disk"].get("packed"))
         row["multiply_adds_dense"] = mean(arm.all_runs, lambda run: run.summary.get("multiply_adds", {}).get("dense"))
         speed = mean(arm.all_runs, lambda run: run.summary["time"].get("agent_steps_per_second_after_cut"))

@@ -87,7 +87,7 @@ def print_table(runs: tuple[str, ...]) -> None:
             others.append(f"broken, summary.json cannot be read ({type(error).__name__}): {run}")
     if finished:
         print(pd.DataFrame(finished).to_string())
-        print("Return before the cut, right after it (the last of several), at the end: of evaluation games [95 % interval].")
+        print("Return before the cut, right after it (the last of several), at the end: mean of its games [95 % interval].")
         print("Return after the cut: of training games, mean of ten equal bins of agent steps; - where a bin has no game.")
         print("x: times the network before the cut. Speeds can be compared only if the machine was equally busy.")
     for line in others:

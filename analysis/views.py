@@ -91,8 +91,8 @@ COLUMNS = {
     "multiply_adds_dense": ("multiply-adds", ",.0f"),
     "multiply_adds_nonzero": ("multiply-adds not by zero", ",.0f"),
     "agent_steps_per_second_while_learning": ("agent steps per second", ",.1f"),
-    "agent_steps_per_second_before_cut": ("before the cut", ",.1f"),
-    "agent_steps_per_second_after_cut": ("after the cut", ",.1f"),
+    "agent_steps_per_second_before_cut": ("agent steps per second before the cut", ",.1f"),
+    "agent_steps_per_second_after_cut": ("agent steps per second after the cut", ",.1f"),
     "peak_ram_bytes": ("peak RAM, bytes", ",.0f"),
     "peak_gpu_bytes": ("peak GPU memory, bytes", ",.0f"),
 }

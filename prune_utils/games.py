@@ -124,7 +124,7 @@ class AtariGames:
             drawn[mask] = 0 if seeded else drawn[mask] + 1
 
         draw(np.ones(self.num_envs, bool), seeded=True)
-        # a game takes at least 100 steps, so below no more than this many end early
+        # leaves room for a game that ends every 100 steps below; where more end, the generator is seeded again
         while not self.sticky and (behind := drawn < self.resets - 2 - longest // 100).any():
             draw(behind)
         for t in range(longest + 1):

@@ -66,7 +66,7 @@ def check_common(args) -> None:
     check(0 <= args.prune_at <= 1, "prune_at", "lie in [0, 1]", args.prune_at)
     check(1 <= args.prune_cuts <= 1000, "prune_cuts", "lie in 1 to 1000", args.prune_cuts)
     earliest = args.prune_at if args.prune_cuts > 1 else 0
-    rule = f"lie in [{earliest:g}, 1]" + ", from --prune-at on" * (args.prune_cuts > 1)
+    rule = f"lie in [--prune-at, 1], here [{earliest:g}, 1]" if args.prune_cuts > 1 else "lie in [0, 1]"
     check(earliest <= args.prune_until <= 1, "prune_until", rule, args.prune_until)
     check(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
     check(0 < args.width <= 16, "width", "lie in (0, 16]", args.width)
@@ -124,14 +124,19 @@ def other_options(args, ignored: set[str] = frozenset()) -> list[str]:
 def wandb_group(algorithm: str, args) -> str:
     """Runs that differ by their seed only, or by the machine and the number of evaluation games, are one group."""
     ignored = {"cuda", "precision", "num_threads", "torch_deterministic", "eval_episodes"}
-    return "__".join([args.env_id, algorithm, arm(algorithm, asdict(args))["arm"], *other_options(args, ignored)])
+    names = [args.env_id, algorithm, arm(algorithm, asdict(args))["arm"], *other_options(args, ignored)]
+    return shortened("__".join(names), 128)
 
 
 def default_run_name(args) -> str:
     """Game, script, arm, seed, then every other option that shapes the result and is not at its default."""
     name = "__".join([args.env_id, args.exp_name, arm("", asdict(args))["arm"], f"s{args.seed}", *other_options(args)])
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
-    return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return shortened(re.sub(r"[^A-Za-z0-9_.-]", "-", name), 200)
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many characters; a hash takes the place of what is cut off."""
+    return name if len(name) <= most else f"{name[: most - 20]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def read_config(folder: Path) -> dict:

@@ -32,7 +32,7 @@ The cut is halfway through the training (--prune-at). Each tensor loses the same
 `l1` removes the smallest entries, `random` removes random ones, `none` removes nothing.
 The structured arms remove whole channels and hidden units, which leaves a smaller network.
 Agents play whole evaluation games before the cut, right after it and at the end. Returns are the game's own score.
-A group has the runs of one game, algorithm and arm: one per seed, so n counts seeds."""
+A group has the runs of one game, algorithm, arm and other options: one per seed, so n counts seeds."""
 
 
 class UserError(Exception):
@@ -52,7 +52,7 @@ class Args:
 # ------------------------------------------------------------------------------------------------------------- the panels
 @dataclass
 class Panel:
-    """One picture. Runs are grouped by game, algorithm and arm: W&B's own group of a run."""
+    """One picture. Runs are grouped by W&B's own group of a run: game, algorithm, arm and other options."""
 
     title: str
     metrics: list[str]
@@ -94,7 +94,7 @@ def panels() -> dict[str, list[Panel]]:
         Panel(
             "Final return against rate",
             ["effective_prune_rate", "eval.final.mean"],
-            "a dot per run or group; in the view l1 is orange, random blue, dense grey",
+            "a dot per run or group; in the view, with default options, l1 is orange, random blue, dense grey",
             kind="scatter",
         ),
     ]
@@ -168,7 +168,7 @@ def panels() -> dict[str, list[Panel]]:
 
 # ------------------------------------------------------------------------------------------------- the view and the report
 def colours(games: tuple[str, ...]) -> dict[str, str]:
-    """A colour for each group: dense grey, a criterion's own for its arms."""
+    """A colour for each group of default options: dense grey, a criterion's own for its arms. W&B chooses the others."""
     arms = {"none": "#555555"}
     for criterion, colour in COLOURS.items():
         for position, rate in enumerate(RATES):

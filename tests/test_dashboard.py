@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from prune_utils.log import Log
-from prune_utils.run import arm
+from prune_utils.run import arm, wandb_group
 from scripts import wandb_dashboard
 from scripts.wandb_dashboard import TITLE, panels
 from tests.conftest import SCRIPTS, rows, summary
@@ -109,6 +109,12 @@ def metrics(panel) -> set[str]:
 def unknown(shown: list, names: set[str]) -> set[str]:
     """The metrics of panels that are not among these names."""
     return set().union(*map(metrics, shown)) - names - ONLY_ON_A_GPU
+
+
+@pytest.mark.parametrize("options", [{}, {"prune_type": "none"}, {"prune_type": "random", "prune_rate": 0.5}])
+def test_groups_of_default_options_have_colours(options):
+    for algorithm, script in SCRIPTS.items():
+        assert wandb_group(algorithm, script.Args(**options)) in wandb_dashboard.colours((GAME,))
 
 
 def test_the_saved_view_and_report_show_what_a_run_of_each_algorithm_logs_and_nothing_else(

@@ -581,15 +581,21 @@ def test_health_by_arm_and_moment_has_a_section_of_its_own_where_it_was_measured
 
 
 def test_arms_that_leave_as_many_parameters_are_compared_where_units_are_gone(tmp_path):
-    # small networks: 1000 + 9000 * 256 / 512 + 10 = 5,510 of 10,010 entries, 55.0 %; l1 at 0.45 leaves 55 %, at 0.5 50 %
-    runs = study(tmp_path / "runs", {"none": [100.0, 120.0, 140.0], "l1-0.45": [90.0, 108.0], "l1-0.5": [80.0, 90.0]})
+    # small networks: 1000 + 9000 * 256 / 512 + 10 = 5,510 of 10,010 entries, 55.0 %
+    scores = {"none": [100.0, 120.0, 140.0], "l1-0.45": [90.0, 108.0], "l1-0.5": [80.0, 90.0], "l1-structured-0.5": [50.0]}
+    runs = study(tmp_path / "runs", scores | {"l1-0.3": [99.0], "random-0.3": [70.0]})
     for seed, score in ((1, 77.0), (2, 88.0), (9, 500.0)):  # no dense run has seed 9
         write_run(runs, arm="none", seed=seed, hidden_size=256, score=score)
+    write_run(runs, arm="random-0.5", training=[(step, 101.0) for step in range(10, 1001, 10)])  # no game after the cut
     table = conclude(runs)["equal_parameters"]
-    assert table.arm.tolist() == ["l1-0.45", "none, hidden_size 256"] and table.seeds.tolist() == [2, 2]
-    assert table.left.tolist() == pytest.approx([0.55, 0.55], abs=1e-3) and table["size"].tolist() == [0, 0]
-    assert table.after_cut.tolist() == [99.0, 82.5] and table.of_dense.tolist() == pytest.approx([99 / 110, 82.5 / 110])
-    told = "of equal size (55% of the parameters), return after the cut and its share of dense: "
-    assert told + "l1 at 0.45 99 (90%); none, hidden_size 256 82 (75%); 2 seeds." in text(tmp_path / "report of runs")
+    assert table.arm.tolist() == ["l1-0.5", "l1-structured-0.5", "l1-0.45", "none, hidden_size 256"]
+    assert table.left.tolist() == pytest.approx([0.5, 0.5, 0.55, 0.55], abs=1e-3) and table.seeds.tolist() == [2, 1, 2, 2]
+    assert table.after_cut.tolist() == [85.0, 50.0, 99.0, 82.5]
+    assert table.of_dense.tolist() == pytest.approx([85 / 110, 0.5, 0.9, 0.75])
+    told = "arms that leave 55 % of the parameters: l1 at 0.45: 99 (90 % of dense, 2 seeds)"
+    assert f"{told}; none, hidden_size 256: 82 (75 % of dense, 2 seeds)." in text(tmp_path / "report of runs")
+
+    below = study(tmp_path / "below", {"none": [-20.0], "l1-0.5": [-19.0], "l1-structured-0.5": [-21.0]})
+    assert conclude(below)["equal_parameters"].of_dense.isna().all()
     others = study(tmp_path / "others", {"none": [100.0], "l1-0.5": [90.0], "random-0.5": [80.0]})
     assert "equal_parameters" not in conclude(others)

@@ -152,6 +152,12 @@ def test_runs_that_differ_by_more_than_their_seed_and_machine_are_groups_of_thei
     assert wandb_group("ppo", SCRIPTS["ppo"].Args(**options)) == f"SpaceInvadersNoFrameskip-v4__ppo__{ending}"
 
 
+def test_a_long_group_ends_in_a_hash_of_the_whole():
+    many = {"prune_at": 0.25, "prune_bias": False, "prune_head": False, "total_timesteps": 40960, "learning_rate": 0.00011}
+    first, second = (wandb_group("ppo", SCRIPTS["ppo"].Args(**many, gamma=gamma)) for gamma in (0.98, 0.97))
+    assert len(first) == len(second) <= 128 and first[:100] == second[:100] and first != second
+
+
 # ------------------------------------------------------------------------------------------------------ with the real client
 def environment(home: Path, **more: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"HOME": str(home)} | more
