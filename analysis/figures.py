@@ -227,7 +227,7 @@ def scatter_by_rate(study: Study, ax, measure, line: bool) -> None:
         if line:
             means = [mean for _, (mean, *_), *_ in points]
             ax.plot([x for x, *_ in points], means, color=style["color"], lw=0.8, alpha=0.6, transform=moved(ax, lane))
-    ax.set_xlabel("prune rate; arms of one rate stand side by side")
+    ax.set_xlabel("prune rate")
     ax.set_xlim(-0.08, max(ax.get_xlim()[1], 0.06) + 0.03)
 
 
@@ -324,12 +324,13 @@ def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
     figure, axes = facets(len(SIZES), len(studies))
     for study, row in zip(studies, axes, strict=True):
         for (label, measure), ax in zip(SIZES.items(), row, strict=True):
-            for arm in study.arms:
+            for k, arm in enumerate(study.arms):
                 sizes = arm.values(lambda run, measure=measure: measure(run.summary))
                 scores = arm.quantity("after_cut")
                 if len(sizes) and len(scores):
                     style = {"color": COLOURS[arm.kind], "marker": MARKERS[arm.kind], "label": arm.criterion}
-                    with_interval(ax, sizes.mean(), paired.t_interval(scores), scores, style)
+                    beside = 5.0 * (k - (len(study.arms) - 1) / 2)  # points: arms of one size stand side by side
+                    with_interval(ax, sizes.mean(), paired.t_interval(scores), scores, style, beside)
             floor(ax, study, no_skill)
             ax.set(xlabel=label, ylabel="return after the cut", title=fill(study.label, 60), xlim=(0, None))
     legend_below(figure)
