@@ -345,7 +345,7 @@ def policy_loss(advantages: torch.Tensor, ratio: torch.Tensor, clip_coef: float)
 
 
 def value_loss(new_values, values, returns, clip_coef: float, clip_vloss: bool) -> torch.Tensor:
-    """Half the mean squared error; with clip_vloss, of the worse of the value and one within clip_coef of the old value."""
+    """Half the mean squared error; clipped, each error is at least that of the value kept within clip_coef of the old."""
     squared = (new_values - returns) ** 2
     if clip_vloss:
         clipped = values + (new_values - values).clamp(-clip_coef, clip_coef)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -206,8 +207,7 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     for role in ("A/A", "positive control", "exploratory"):
         told += [of_arm(row) for row in compared if row["role"] == role]
     told += [of_trend(row) for row in tables["trend"]]
-    sizes = [[row for row in tables["equal_parameters"] if row["size"] == k] for k in range(len(tables["equal_parameters"]))]
-    told += [of_equal_parameters(rows) for rows in sizes if rows]
+    told += [of_equal_parameters(list(rows)) for _, rows in groupby(tables["equal_parameters"], lambda row: row["size"])]
     told += [of_noise(row) for row in tables["noise"]] + of_evaluations(tables["evaluations"])
     if any(row["pairs"] == 1 for row in compared):
         told.append(

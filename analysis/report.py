@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -135,9 +136,7 @@ def report(args: Args) -> None:
     games = dict.fromkeys(study.first.env_id for study in studies)
     floors = [no_skill[env_id].in_words if env_id in no_skill else missing(env_id) for env_id in games]
 
-    tables_of_a_study = ("changes", "returns", "evaluations", "noise", "trend", "bins", "recovery", "costs")
-    tables_of_a_study += ("equal_parameters", "health")
-    rows: dict[str, list[dict]] = {name: [] for name in tables_of_a_study}
+    rows: dict[str, list[dict]] = defaultdict(list)
     answers, conclusions = [], {}
     for study in studies:
         floor = no_skill.get(study.first.env_id)
