@@ -34,11 +34,6 @@ SHORT = {
 SHORT = {algorithm: SMALL[algorithm] | {"eval_episodes": 0} | short for algorithm, short in SHORT.items()}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests begin first: none of the processes is left alone with one of them at the end."""
-    items.sort(key=lambda item: item.path.stem not in ("test_slurm", "test_sweeps"))
-
-
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory, worker_id):
     """small_run(algorithm, name="a", **options): the run folder of a small run, for reading only.
