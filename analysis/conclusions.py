@@ -136,13 +136,14 @@ def of_dense(row: dict) -> str:
 
 
 def of_arm(row: dict) -> str:
-    """Of an arm against its dense twins, in the return after the cut."""
+    """Of an arm against its twins, in the return after the cut."""
     name = "simultaneous" if row["role"] == "exploratory" and row["pairs"] > 1 else "after_cut"
     told = seen(row, name)
     start = row["role"][0].upper() + row["role"][1:]
     if row["role"] == "A/A":
         return f"A/A, equal continuations that only draw other random numbers: {change_in_words(row, name)}."
-    return f"{start}: {name_of(row['arm'])}: {change_in_words(row, name)}." + (f" {told}." if told else "")
+    against = "" if row["against"] == "none" else f" against {name_of(row['against'])}"
+    return f"{start}: {name_of(row['arm'])}{against}: {change_in_words(row, name)}." + (f" {told}." if told else "")
 
 
 def of_trend(row: dict) -> str:
@@ -206,6 +207,7 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     compared = [row for row in tables["changes"] if row["pairs"]]
     for role in ("A/A", "positive control", "exploratory"):
         told += [of_arm(row) for row in compared if row["role"] == role]
+    told += [of_arm(row) for row in tables["variants"] if row["pairs"]]
     told += [of_trend(row) for row in tables["trend"]]
     told += [of_equal_parameters(list(rows)) for _, rows in groupby(tables["equal_parameters"], lambda row: row["size"])]
     told += [of_noise(row) for row in tables["noise"]] + of_evaluations(tables["evaluations"])

@@ -11,7 +11,7 @@ from prune_utils.run import CRITERIA
 
 
 def role(study: Study, arm: Arm) -> str:
-    if arm.rate >= CONTROLS:
+    if arm.rate >= CONTROLS and arm.criterion == arm.kind:  # a variant is compared with its plain cut, and may lose less
         return "positive control"
     if arm.kind in CRITERIA:
         return "declared" if study.declares and arm.label == DECLARED else "exploratory"
@@ -32,29 +32,35 @@ def against(prefix: str, scores: np.ndarray, references: np.ndarray, level: floa
 
 
 # ---------------------------------------------------------------------------------------------------------------- returns
-def comparisons(study: Study) -> tuple[list[dict], list[dict]]:
-    """The rows of the changes and of the trends, whose exploratory ones together have simultaneous intervals."""
-    changes, trends = changes_table(study), trend_table(study)
-    exploratory = [row for row in changes if row["role"] == "exploratory"] + trends
+def comparisons(study: Study) -> dict[str, list[dict]]:
+    """The rows of the changes against dense, of the variants against one plain cut, and of the trends.
+
+    The exploratory ones together have simultaneous intervals.
+    """
+    tables = {"changes": changes_table(study, study.arms), "variants": changes_table(study, study.variants)}
+    tables["trend"] = trend_table(study)
+    rows = [row for table in tables.values() for row in table]
+    exploratory = [row for row in rows if row["role"] == "exploratory"]
     family = [row for row in exploratory if len(row["scores"]) > 1]
     for row in family:
         row["family"] = len(family)
     for row in exploratory:
         row |= against("simultaneous", row["scores"], row["references"], paired.simultaneous(len(family)))
-    for row in changes + trends:
+    for row in rows:
         del row["scores"], row["references"]
-    return changes, trends
+    return tables
 
 
-def changes_table(study: Study) -> list[dict]:
-    """Every arm against its dense twins, in the quantities of the design; scores and references are of the first of them."""
+def changes_table(study: Study, arms: list[Arm]) -> list[dict]:
+    """Every arm against its twins, in the quantities of the design; scores and references are of the first of them."""
     rows = []
-    for arm in study.arms:
+    for arm in arms:
         contrasts = {quantity: arm.contrast(quantity) for quantity in QUANTITIES} if arm.twins else {}
         if not any(len(scores) for scores, _ in contrasts.values()):
             continue
         row = {"study": study.label, "arm": arm.label, "role": role(study, arm), "rate": arm.rate}
         row |= {"pairs": len(contrasts["after_cut"][0]), "runs": len(arm.all_runs)}
+        row["against"] = next(iter(arm.twins.values()))[0].label
         row["scores"], row["references"] = contrasts["after_cut"]
         for quantity, (scores, references) in contrasts.items():
             row |= against(quantity, scores, references)

@@ -22,7 +22,7 @@ KINDS = ("none", "A/A", "small", *CRITERIA)
 
 @dataclass(eq=False)
 class Arm:
-    """The runs of one arm by seed, several where it was forked, and the dense runs that they are compared with."""
+    """The runs of one arm by seed, several where it was forked, and their twins: the runs that they are compared with."""
 
     label: str
     criterion: str
@@ -103,6 +103,17 @@ class Study:
     def arm_runs(self) -> list[Run]:
         """Every run once: the A/A arm is made of dense runs."""
         return [run for arm in self.arms if arm.kind != "A/A" for run in arm.all_runs]
+
+    @property
+    def variants(self) -> list[Arm]:
+        """Arms of several cuts, another scope or fewer tensors, paired with one plain cut of their criterion and rate."""
+        variants = []
+        for arm in self.arms:
+            plain = next((other for other in self.arms if (other.criterion, other.rate) == (arm.kind, arm.rate)), arm)
+            twins = {seed: plain.runs[seed] for seed in arm.twins if seed in plain.twins}
+            if plain is not arm and twins:
+                variants.append(Arm(arm.label, arm.criterion, arm.kind, arm.rate, arm.runs, twins))
+        return variants
 
     def by_criterion(self) -> dict[str, list[Arm]]:
         """For each criterion the dense arm and its own, by rate; where nothing is pruned, the dense arm alone."""

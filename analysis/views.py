@@ -25,6 +25,7 @@ COLUMNS = {
     "arm": ("arm", ""),
     "role": ("role", ""),
     "criterion": ("criterion", ""),
+    "against": ("against", ""),
     "rates": ("rates", ""),
     "seed": ("seed", ""),
     "seeds": ("seeds", ""),
@@ -118,6 +119,7 @@ TREND = {
 }
 VIEWS = {
     "changes": "study arm role runs " + " ".join(CHANGES),
+    "variants": "study arm against pairs after_cut after_cut~ simultaneous~ after_cut_points late late~ final final~",
     "returns": "study arm role seeds runs after_cut after_cut~ late late~ final final~ before_prune after_prune "
     "not_above_no_skill",
     "no_skill": "game what policy epsilon games mean mean~",
@@ -142,7 +144,7 @@ VIEWS = {
 
 def view(name: str, rows: list[dict]) -> pd.DataFrame:
     """The table as it is read, without columns that nothing measured."""
-    columns = COLUMNS | {"changes": CHANGES, "trend": TREND}.get(name, {})
+    columns = COLUMNS | {"changes": CHANGES, "variants": CHANGES, "trend": TREND}.get(name, {})
     sizes = list(dict.fromkeys(column for row in rows for column in row if column.startswith("disk_")))
     cells = {}
     for column in VIEWS[name].replace("disk_*", " ".join(sizes)).split():

@@ -181,6 +181,24 @@ def test_gradual_arms_and_shares_by_erk_are_arms_of_their_own_beside_one_shot(tm
     assert "l1 at 0.5 in 8 cuts until 0.8" in text(tmp_path / "report of runs")
 
 
+def test_a_variant_is_also_compared_with_one_plain_cut_of_its_criterion_and_rate_in_the_seeds_that_have_both(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.9": [50.0, 60.0, 70.0], "random-0.5": L1})
+    study(tmp_path / "runs", {"l1-0.9": [60.0, 66.0, 90.0, 1.0]}, prune_cuts=8)
+    study(tmp_path / "runs", {"l1-0.8": L1}, prune_scope="erk")  # there is no plain cut of this rate
+    tables = conclude(tmp_path / "runs")
+    (variant,) = (r for _, r in tables["variants"].iterrows())
+    assert (variant.arm, variant.against, variant.pairs) == ("l1-0.9 in 8 cuts until 0.8", "l1-0.9", 3)
+    # +10 +6 +20: mean 12, standard deviation sqrt((4 + 36 + 64) / 2); of l1-0.9, whose mean is 60
+    assert variant.after_cut == pytest.approx(12 / 60) and variant.after_cut_points == pytest.approx(12)
+    assert variant.after_cut_points_high == pytest.approx(12 + 4.302653 * np.sqrt(52 / 3))
+    assert variant.family == 4  # random 0.5, l1 0.8 erk and the variant against dense, and the variant against one cut
+    assert row(tables["changes"], "l1-0.9").role == "positive control"
+    assert row(tables["changes"], variant.arm).role == variant.role == "exploratory"
+    told = text(tmp_path / "report of runs")
+    assert "- Exploratory: l1 at 0.9 in 8 cuts until 0.8 against l1 at 0.9: +20.0 % (95 % interval" in told
+    assert "<h3>Variants against one plain cut</h3>" in (tmp_path / "report of runs" / "index.html").read_text()
+
+
 def test_a_small_dense_network_is_a_control_and_no_twin(tmp_path):
     study(tmp_path / "runs", {"none": DENSE, "l1-0.8": L1})
     study(tmp_path / "runs", {"none": [80.0, 90.0]}, hidden_size=83)
