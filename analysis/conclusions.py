@@ -35,7 +35,7 @@ def seeds_in_words(n: int) -> str:
 
 
 def scaled(row: dict, name: str) -> tuple[float, float, float, str]:
-    """A change and its interval: in per cent where the dense mean is surely above 0, else in points."""
+    """A change and its interval: in per cent where the mean of the twins is surely above 0, else in points."""
     share = number(row.get(f"{name}_low")) != "-" or (row["pairs"] == 1 and number(row.get(name)) != "-")
     column, unit, scale = (name, "%", 100) if share else (f"{name}_points", "points", 1)
     return *(scale * row[f"{column}{end}"] for end in ("", "_low", "_high")), unit
@@ -207,11 +207,12 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     compared = [row for row in tables["changes"] if row["pairs"]]
     for role in ("A/A", "positive control", "exploratory"):
         told += [of_arm(row) for row in compared if row["role"] == role]
-    told += [of_arm(row) for row in tables["variants"] if row["pairs"]]
+    variants = [row for row in tables["variants"] if row["pairs"]]
+    told += [of_arm(row) for row in variants]
     told += [of_trend(row) for row in tables["trend"]]
     told += [of_equal_parameters(list(rows)) for _, rows in groupby(tables["equal_parameters"], lambda row: row["size"])]
     told += [of_noise(row) for row in tables["noise"]] + of_evaluations(tables["evaluations"])
-    if any(row["pairs"] == 1 for row in compared):
+    if any(row["pairs"] == 1 for row in compared + variants):
         told.append(
             "One seed has no interval: how far seeds differ is unknown, so one seed excludes neither a loss nor a gain."
         )

@@ -65,7 +65,7 @@ MARGIN = 0.10
 MIN_SEEDS = 3
 """seeds from which on there is an answer"""
 CONTROLS = 0.9
-"""from this rate on an arm is a positive control, which shows that a loss can be seen, and no part of a trend"""
+"""from this rate on an arm is no part of a trend, and a plain cut is a positive control: it shows that a loss can be seen"""
 EQUAL = 0.02
 """share of the dense parameters by which arms of equal size may differ"""
 HELD = 0.95

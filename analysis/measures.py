@@ -1,5 +1,7 @@
 """The numbers of a report: the rows of each table, computed from the arms of its studies."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from analysis import paired
@@ -11,7 +13,7 @@ from prune_utils.run import CRITERIA
 
 
 def role(study: Study, arm: Arm) -> str:
-    if arm.rate >= CONTROLS and arm.criterion == arm.kind:  # a variant is compared with its plain cut, and may lose less
+    if arm.rate >= CONTROLS and arm.plain:  # a variant may lose less, so it can't show what would be seen
         return "positive control"
     if arm.kind in CRITERIA:
         return "declared" if study.declares and arm.label == DECLARED else "exploratory"
@@ -32,30 +34,30 @@ def against(prefix: str, scores: np.ndarray, references: np.ndarray, level: floa
 
 
 # ---------------------------------------------------------------------------------------------------------------- returns
-def comparisons(study: Study) -> dict[str, list[dict]]:
-    """The rows of the changes against dense, of the variants against one plain cut, and of the trends.
+def comparisons(study: Study) -> tuple[list[dict], list[dict], list[dict]]:
+    """The rows of the changes against dense, of the trends, and of the variants against a plain cut.
 
-    The exploratory ones together have simultaneous intervals.
+    The exploratory changes and the trends together have simultaneous intervals, and so have the variants: two families, so
+    that comparing variants with plain cuts widens no interval against dense.
     """
-    tables = {"changes": changes_table(study, study.arms), "variants": changes_table(study, study.variants)}
-    tables["trend"] = trend_table(study)
-    rows = [row for table in tables.values() for row in table]
-    exploratory = [row for row in rows if row["role"] == "exploratory"]
-    family = [row for row in exploratory if len(row["scores"]) > 1]
-    for row in family:
-        row["family"] = len(family)
-    for row in exploratory:
-        row |= against("simultaneous", row["scores"], row["references"], paired.simultaneous(len(family)))
-    for row in rows:
+    changes, trends = changes_table(study, study.arms, QUANTITIES), trend_table(study)
+    variants = changes_table(study, study.variants, [name for name in QUANTITIES if name != "shock"])
+    for rows in ([row for row in changes if row["role"] == "exploratory"] + trends, variants):
+        family = [row for row in rows if len(row["scores"]) > 1]
+        for row in family:
+            row["family"] = len(family)
+        for row in rows:
+            row |= against("simultaneous", row["scores"], row["references"], paired.simultaneous(len(family)))
+    for row in changes + trends + variants:
         del row["scores"], row["references"]
-    return tables
+    return changes, trends, variants
 
 
-def changes_table(study: Study, arms: list[Arm]) -> list[dict]:
-    """Every arm against its twins, in the quantities of the design; scores and references are of the first of them."""
+def changes_table(study: Study, arms: list[Arm], quantities: Iterable[str]) -> list[dict]:
+    """Arms against their twins in these quantities of the design; scores and references are of the return after the cut."""
     rows = []
     for arm in arms:
-        contrasts = {quantity: arm.contrast(quantity) for quantity in QUANTITIES} if arm.twins else {}
+        contrasts = {quantity: arm.contrast(quantity) for quantity in quantities} if arm.twins else {}
         if not any(len(scores) for scores, _ in contrasts.values()):
             continue
         row = {"study": study.label, "arm": arm.label, "role": role(study, arm), "rate": arm.rate}
@@ -147,7 +149,7 @@ def recovery_table(study: Study) -> list[dict]:
 
 
 def trend_table(study: Study) -> list[dict]:
-    """Slope of the return after the cut over the rate, dense included, for each criterion, without the positive controls.
+    """Slope of the return after the cut over the rate, dense included, for each criterion, without the rates from CONTROLS on.
 
     A trend of several seeds needs the same rates of each: of those that most seeds have in common.
     """

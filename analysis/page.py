@@ -15,8 +15,9 @@ METHOD = f"""
 Pairs. A run is compared with the dense runs of its seed, its twins, only if they have the same past: the games before the cut
 and every row of the curves before the cut must be equal. Options, script, precision, device type, threads and versions must
 agree too. Runs that fail are named with the first thing that differs. Several continuations of one prune point (forks) are
-averaged within their seed, dense ones too. n counts seeds, never runs, arms or games. A variant (several cuts, another scope,
-or tensors left whole) is also compared with one plain cut of its criterion and rate, both forked from the same dense runs.
+averaged within their seed, dense ones too. n counts seeds, never runs, arms or games. A plain cut is one cut of all tensors,
+each at the same rate. An arm of several cuts, of another scope, or with tensors left whole is a variant. It is also compared
+with the plain cut of its criterion and rate, in the seeds where both have the past of the same dense runs.
 
 Quantities, in this order. Return after the cut: the training games that ended after the cut, their mean return in each of
 {BINS} equal bins of agent steps, and the mean of the bins. Late return: the last bin. Final network: the evaluation games at
@@ -28,17 +29,17 @@ Declared in advance, for each algorithm: {name_of(DECLARED)} loses less than {10
 runs with the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above
 -{100 * MARGIN:g} %, which is a one-sided test at 2.5 %; no means that it lies below. There is no answer with fewer than
 {MIN_SEEDS} seeds, where the interval of the dense return reaches down to what no skill scores, or where a positive control
-(one plain cut at a rate of {CONTROLS:g} or more) shows no loss. Without such a control, another arm must show one. Everything
+(a plain cut at a rate of {CONTROLS:g} or more) shows no loss. Without such a control, another arm must show one. Everything
 else is exploratory.
 
-Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense have Fieller's interval, which
-allows for the dense mean being measured too. The exploratory comparisons of a study have simultaneous intervals
-(Bonferroni): in 95 % of studies all of them cover their truth, and a loss or gain is called seen only by them. They are the
-exploratory arms, the variants against one plain cut, and the trends, which are least-squares slopes over the rates below
-{CONTROLS:g}. The intervals of late return, final network, shock and single bins are not corrected: each is one interval. One
-seed has no interval. Over several games, each seed has the interquartile mean over its games, and seeds are the sample: masks
-and initial weights of a seed are the same in every game. `python -m checks.simulate_studies` measures how often these
-intervals cover the truth.
+Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense, or of a plain cut, have
+Fieller's interval, which allows for that mean being measured too. The exploratory comparisons of a study have simultaneous
+intervals (Bonferroni): in 95 % of studies all of them cover their truth, and a loss or gain is called seen only by them. They
+are the exploratory arms and the trends, which are least-squares slopes over the rates below {CONTROLS:g}. Variants against
+plain cuts are a second such family. The intervals of late return, final network, shock and single bins are not corrected: each
+is one interval. One seed has no interval. Over several games, each seed has the interquartile mean over its games, and seeds
+are the sample: masks and initial weights of a seed are the same in every game. `python -m checks.simulate_studies` measures
+how often these intervals cover the truth.
 
 Noise. The declared difference is arm - {1 - MARGIN:g} x dense of a seed. Its deviation is estimated from what remains of arms
 by seeds after an effect of each arm and of each seed, in per cent of the arm's mean, pooled over arms. A second estimate is
@@ -142,7 +143,7 @@ def page(
     if "changes" in tables:
         parts.append(f"<h3>Changes against dense</h3>{wide(tables['changes'])}")
     if "variants" in tables:
-        parts.append(f"<h3>Variants against one plain cut</h3>{wide(tables['variants'])}")
+        parts.append(f"<h3>Variants against a plain cut</h3>{wide(tables['variants'])}")
     if "named" in tables:
         parts.append(f"<h2>Runs that are not used like the others</h2>{wide(tables['named'], 'named')}")
     parts.append(f"<h2>Figures</h2><p>{CUT_OFF}</p>")

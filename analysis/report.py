@@ -140,10 +140,11 @@ def report(args: Args) -> None:
     answers, conclusions = [], {}
     for study in studies:
         floor = no_skill.get(study.first.env_id)
-        own = comparisons(study)
-        own |= {"returns": returns_table(study, floor), "evaluations": evaluations_table(study, floor)}
-        own |= {"noise": noise_table(study), "bins": bins_table(study), "recovery": recovery_table(study)}
-        own |= {"costs": costs_table(study), "equal_parameters": equal_parameters_table(study), "health": health_table(study)}
+        changes, trends, variants = comparisons(study)
+        own = {"changes": changes, "variants": variants, "returns": returns_table(study, floor)}
+        own |= {"evaluations": evaluations_table(study, floor), "noise": noise_table(study), "trend": trends}
+        own |= {"bins": bins_table(study), "recovery": recovery_table(study), "costs": costs_table(study)}
+        own |= {"equal_parameters": equal_parameters_table(study), "health": health_table(study)}
         answers.append((study, answer(study, own["changes"], own["returns"], floor)))
         conclusions[study.label] = sentences(study, answers[-1][1], own, floor)
         for name, table in own.items():

@@ -32,6 +32,11 @@ class Arm:
     twins: dict[int, list[Run]] = field(default_factory=dict)
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing but its kind and rate tells it from dense: one cut of all tensors, each at that rate."""
+        return self.criterion == self.kind
+
+    @property
     def all_runs(self) -> list[Run]:
         return [run for runs in self.runs.values() for run in runs]
 
@@ -47,7 +52,7 @@ class Arm:
         return self.values(lambda run: run.value(name))
 
     def pairs(self, quantity: str) -> dict[int, tuple[float, float]]:
-        """For each seed its number and what it is compared with: the dense twins or, of the shock, the network before it."""
+        """For each seed its number and what it is compared with: the twins or, of the shock, the network before it."""
         pairs = {}
         for seed, twins in self.twins.items():
             runs = self.runs[seed]
@@ -106,12 +111,12 @@ class Study:
 
     @property
     def variants(self) -> list[Arm]:
-        """Arms of several cuts, another scope or fewer tensors, paired with one plain cut of their criterion and rate."""
-        variants = []
+        """Arms of several cuts, another scope or tensors left whole, as arms whose twins are the plain cut of their rate."""
+        plain_cuts, variants = {(arm.kind, arm.rate): arm for arm in self.arms if arm.plain}, []
         for arm in self.arms:
-            plain = next((other for other in self.arms if (other.criterion, other.rate) == (arm.kind, arm.rate)), arm)
-            twins = {seed: plain.runs[seed] for seed in arm.twins if seed in plain.twins}
-            if plain is not arm and twins:
+            plain = plain_cuts.get((arm.kind, arm.rate))
+            if plain and not arm.plain:
+                twins = {seed: plain.runs[seed] for seed in arm.twins if seed in plain.twins}
                 variants.append(Arm(arm.label, arm.criterion, arm.kind, arm.rate, arm.runs, twins))
         return variants
 

@@ -83,6 +83,13 @@ def test_a_positive_control_that_shows_no_loss_takes_the_answer_and_is_named(tmp
     assert re.search(told, sentences)
 
 
+def test_a_variant_at_the_rate_of_a_positive_control_may_lose_nothing(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": SURE} | CONTROL)
+    study(runs, {"l1-0.9": SURE}, prune_cuts=8)
+    conclude(runs)
+    assert QUESTION + "Yes: " in text(tmp_path / "report of runs")
+
+
 def test_without_a_positive_control_another_arm_has_to_show_that_a_loss_can_be_seen(tmp_path):
     sentences = said(tmp_path, {"none": DENSE, "l1-0.5": SURE, "random-0.5": [98.0, 112.0, 119.0]})
     told = "There is no answer: no positive control ran in 3 seeds, and no other arm shows a loss, so that it is unknown"

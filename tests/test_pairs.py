@@ -181,22 +181,27 @@ def test_gradual_arms_and_shares_by_erk_are_arms_of_their_own_beside_one_shot(tm
     assert "l1 at 0.5 in 8 cuts until 0.8" in text(tmp_path / "report of runs")
 
 
-def test_a_variant_is_also_compared_with_one_plain_cut_of_its_criterion_and_rate_in_the_seeds_that_have_both(tmp_path):
-    study(tmp_path / "runs", {"none": DENSE, "l1-0.9": [50.0, 60.0, 70.0], "random-0.5": L1})
+def test_a_variant_is_also_compared_with_the_plain_cut_of_its_criterion_and_rate_in_the_seeds_that_have_both(tmp_path):
+    study(tmp_path / "runs", {"none": [*DENSE, 130.0], "l1-0.9": [50.0, 60.0, 70.0], "random-0.5": L1})
     study(tmp_path / "runs", {"l1-0.9": [60.0, 66.0, 90.0, 1.0]}, prune_cuts=8)
+    study(tmp_path / "runs", {"l1-0.9": [60.0, 70.0]}, prune_head=False)
     study(tmp_path / "runs", {"l1-0.8": L1}, prune_scope="erk")  # there is no plain cut of this rate
+    for options in ({"prune_cuts": 1}, {"prune_cuts": 8}):  # a seed without a dense run
+        write_run(tmp_path / "runs", arm="l1-0.9", seed=5, score=1.0, **options)
     tables = conclude(tmp_path / "runs")
-    (variant,) = (r for _, r in tables["variants"].iterrows())
+    variant, whole = (r for _, r in tables["variants"].iterrows())
+    assert (whole.arm, whole.pairs, whole.after_cut) == ("l1-0.9 without output layers", 2, pytest.approx(10 / 55))
     assert (variant.arm, variant.against, variant.pairs) == ("l1-0.9 in 8 cuts until 0.8", "l1-0.9", 3)
     # +10 +6 +20: mean 12, standard deviation sqrt((4 + 36 + 64) / 2); of l1-0.9, whose mean is 60
     assert variant.after_cut == pytest.approx(12 / 60) and variant.after_cut_points == pytest.approx(12)
     assert variant.after_cut_points_high == pytest.approx(12 + 4.302653 * np.sqrt(52 / 3))
-    assert variant.family == 4  # random 0.5, l1 0.8 erk and the variant against dense, and the variant against one cut
+    assert variant.family == 2 and row(tables["changes"], "random-0.5").family == 4  # with l1 0.8 erk and both variants
+    assert not [name for name in tables["variants"] if name.startswith("shock")]
     assert row(tables["changes"], "l1-0.9").role == "positive control"
     assert row(tables["changes"], variant.arm).role == variant.role == "exploratory"
     told = text(tmp_path / "report of runs")
     assert "- Exploratory: l1 at 0.9 in 8 cuts until 0.8 against l1 at 0.9: +20.0 % (95 % interval" in told
-    assert "<h3>Variants against one plain cut</h3>" in (tmp_path / "report of runs" / "index.html").read_text()
+    assert "<h3>Variants against a plain cut</h3>" in (tmp_path / "report of runs" / "index.html").read_text()
 
 
 def test_a_small_dense_network_is_a_control_and_no_twin(tmp_path):
