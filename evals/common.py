@@ -69,12 +69,14 @@ def load(model: Path | str, network_class: type[nn.Module], env_id: str | None =
     try:
         weights = load_weights(model)
         widths = [len(weights[f"{name}.weight"]) for name in ("conv1", "conv2", "conv3", "fc1")]
+        if not min(widths) or not all(t.isfinite().all() for t in weights.values()):
+            raise ValueError("a layer without units, or weights that are not finite")
         network = fold_convolutions(network_class(num_actions, widths))
         if types := {t.dtype for t in weights.values()} - {torch.float32}:
             raise TypeError(f"tensors of {types}")
         network.load_state_dict(weights)
     except Exception as error:  # whatever the readers say of a stranger's file, in any number of lines
-        reason = shorten(f"{type(error).__name__}: {error}", 200)
+        reason = shorten(f"{type(error).__name__}: {error}", 300)
         raise UserError(f"MODEL must be a saved {network_class.__name__} for {env_id}, got {model}: {reason}") from None
     return network, env_id
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from evals import common, efficiency, export
+from prune_utils.storage import load_weights
 from tests.conftest import SCRIPTS, SHORT, summary
 
 NETWORKS = {"dqn": SCRIPTS["dqn"].QNetwork, "ppo": SCRIPTS["ppo"].Agent}
@@ -50,9 +51,22 @@ def test_what_can_not_be_exported_is_one_line_and_writes_nothing(tmp_path, monke
     assert run(monkeypatch, agent, "--out", tmp_path / "a.onnx") == 1
     assert run(monkeypatch, tmp_path / "nothing", "--out", tmp_path / "a.onnx") == 2
     assert run(monkeypatch, agent, "--out", tmp_path / "nowhere" / "a.onnx") == 2
+    for name, change in (
+        ("nan", lambda weights: weights["conv1.weight"].view(-1)[:1].fill_(torch.nan)),
+        ("empty", lambda weights: weights.update({n: t[:0] for n, t in weights.items() if n.startswith("conv1")})),
+        ("short", lambda weights: weights.update({"conv1.bias": weights["conv1.bias"][:20]})),
+    ):
+        weights = load_weights(agent)
+        change(weights)
+        torch.save(weights, tmp_path / f"{name}.pt")
+        words = [tmp_path / f"{name}.pt", "--env-id", "SpaceInvadersNoFrameskip-v4", "--out", tmp_path / "a.onnx"]
+        assert run(monkeypatch, *words) == 2
+        (tmp_path / f"{name}.pt").unlink()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert run(monkeypatch, agent) == 2
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 4 and not any(tmp_path.iterdir())
+    assert len(told) == 7 and not any(tmp_path.iterdir())
     assert "nothing is written" in told[0] and told[1].endswith("no such file") and told[2].startswith("error: --out must be")
-    assert told[3] == "error: onnxruntime is not installed: pip install -r requirements-export.txt"
+    assert all(line.endswith("ValueError: a layer without units, or weights that are not finite") for line in told[3:5])
+    assert "size mismatch for conv1.bias: " in told[5] and told[5].endswith("current model is torch.Size([32]).")
+    assert told[6] == "error: onnxruntime is not installed: pip install -r requirements-export.txt"
