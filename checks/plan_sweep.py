@@ -23,7 +23,7 @@ import dqn_atari_prune
 import ppo_atari_prune
 from prune_utils.basics import UserError, exit_codes, parse_options, say
 from prune_utils.device import cores, memory, uses_cuda
-from prune_utils.run import CRITERIA, default_run_name
+from prune_utils.run import CRITERIA, default_run_name, read_config
 
 SCRIPTS = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}
 VARIABLES = {"seed": "SEEDS", "prune_rate": "RATES", "prune_type": "TYPES", "env_id": "GAMES", "runs_dir": "RUNS_DIR"}
@@ -127,14 +127,19 @@ def dashboard(args, games: list[str]) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------------------- the cost
-def speed(algorithm: str, runs_dir: Path, bf16: bool) -> tuple[float | None, str]:
-    """Agent steps per second of each of several runs side by side, and where that is known from."""
+def speed(algorithm: str, args, bf16: bool) -> tuple[float | None, str]:
+    """Agent steps per second of each of several runs side by side, and where that is known from: runs of such a network."""
     here = []
-    for file in runs_dir.glob(f"*__{algorithm}_atari_prune__*/summary.json"):
+    for file in Path(args.runs_dir).glob("*/summary.json"):
         with suppress(ValueError, KeyError, TypeError):  # a broken one, which the report names
-            here.append(float(json.loads(file.read_text())["time"]["agent_steps_per_second_while_learning"]))
+            config, time = read_config(file.parent), json.loads(file.read_text())["time"]
+            options = {"width": 1.0} | config["options"]
+            same = config["algorithm"] == algorithm and all(options[n] == getattr(args, n) for n in ("width", "hidden_size"))
+            if same and not options["prune_type"].endswith("-structured"):
+                here.append(float(time["agent_steps_per_second_while_learning"]))
     if here := [steps for steps in here if steps > 0]:
-        return sum(here) / len(here), f"at the speed of {len(here)} finished runs in {runs_dir}"
+        runs = f"{len(here)} finished {'run' if len(here) == 1 else 'runs'} of the same network"
+        return sum(here) / len(here), f"at the speed of {runs} in {args.runs_dir}"
     if not bf16 or not SPEEDS.exists():
         return None, ""
     rows = [row for row in json.loads(SPEEDS.read_text())["rows"] if (row["program"], row["algorithm"]) == ("ours", algorithm)]
@@ -172,7 +177,7 @@ def plan(algorithm: str, options: list[str]) -> None:
     arms = len(runs) - len(dense)
     in_all = len(runs) * steps - arms * cut
     bf16 = not gpus and args.precision != "fp32" and torch.cpu._is_avx512_bf16_supported()
-    rate, source = speed(algorithm, Path(args.runs_dir), bf16)
+    rate, source = speed(algorithm, args, bf16)
     hours = "hours unknown: no speed has been measured here"
     if rate:
         minutes = in_all / rate / jobs / 60

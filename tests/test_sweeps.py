@@ -1,6 +1,7 @@
 """Sweeps: the promised matrix, each run once, through kills and failures, to the bits of runs that were made alone."""
 
 import itertools
+import json
 import os
 import random
 import re
@@ -239,13 +240,19 @@ def test_the_plan_of_a_sweep_that_is_gone_ends_without_a_word():
 
 # -------------------------------------------------------------------------------------------------------------- the cost
 def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_for_nothing(tmp_path, capsys):
-    for arm, text in (("none", '{"time": {"agent_steps_per_second_while_learning": 100.0}}'), ("l1-0.5", "{")):
-        folder = tmp_path / f"SpaceInvadersNoFrameskip-v4__ppo_atari_prune__{arm}__s1"
-        folder.mkdir()
-        (folder / "summary.json").write_text(text)
+    dense = {"prune_type": "none", "hidden_size": 512}
+    for name, options, rate in (
+        ("dense", dense, "100.0"),
+        ("broken", dense, ""),
+        ("half", dense | {"prune_type": "l1-structured"}, "900.0"),
+        ("small", dense | {"width": 0.5}, "900.0"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"algorithm": "ppo", "options": options, "resolved": {}}))
+        (tmp_path / name / "summary.json").write_text(f'{{"time": {{"agent_steps_per_second_while_learning": {rate}}}}}')
     # 1 dense run of 359,424 steps, 2 arms of 179,200: 717,824, / 100 / 2 side by side / 60 = 60 minutes
     plan("ppo", "--total-timesteps", "360000", RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
-    assert f"about 60 minutes at the speed of 1 finished runs in {tmp_path};" in capsys.readouterr().err
+    assert f"about 60 minutes at the speed of 1 finished run of the same network in {tmp_path};" in capsys.readouterr().err
 
 
 def test_where_not_even_one_run_fits_the_sweep_says_what_is_needed_and_jobs_overrules_it(monkeypatch, capsys):
