@@ -239,7 +239,8 @@ class Run:
             recorded = self.checkpoint
         self.describe(recorded.get("resolved", {}))
         if self.checkpoint:
-            self.compare(self.checkpoint, "fork_from", f"be a run of the same options, script and versions: {self.parent}")
+            rule = f"be a run of the same options, script and versions ({self.parent} -> this run)"
+            self.compare(self.checkpoint, "fork_from", rule)
         self.lock()
         if finished:
             changed = self.changes(previous, set(self.config["resolved"]))
@@ -446,9 +447,10 @@ class Run:
         tenth = 10 * iteration // n > 10 * max(0, iteration - 1) // n
         evaluated = bool(self.evaluations) and self.evaluations[-1]["global_step"] == global_step
         if tenth and not evaluated and self.args.eval_episodes and self.args.total_timesteps >= 8000:
+            started = time.perf_counter()
             measured = self.health(network, make_policy)
             self.log(global_step, {f"health/{name}": value for name, value in measured.items()})
-            self.log.restart_clock(global_step)
+            self.log.lap_time += time.perf_counter() - started  # the lap goes on without it
 
     def log_cut(self, global_step: int, counts: dict[str, dict[str, int]]) -> None:
         """Log the share of pruned entries, of the network and of each tensor; `counts` as in `finish`."""
