@@ -22,9 +22,9 @@ class Answer:
 
 
 def name_of(arm: str) -> str:
-    """l1-0.5 global -> l1 at 0.5 global"""
+    """l1-0.5 global -> l1 at 0.5 global; none, width 0.5 -> dense with width 0.5"""
     pruned = re.fullmatch(r"(\S+?)-(\d.*)", arm)
-    return f"{pruned[1]} at {pruned[2]}" if pruned else {"none": "dense"}.get(arm, arm)
+    return f"{pruned[1]} at {pruned[2]}" if pruned else arm.replace("none, ", "dense with ").replace("none", "dense")
 
 
 QUESTION = f"Does {name_of(DECLARED)} lose less than {100 * MARGIN:g} % of the return after the cut?"
@@ -202,7 +202,7 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     told += [of_dense(row) for row in tables["returns"] if row["role"] == "dense" and "after_cut" in row]
     if without := [name_of(row["arm"]) for row in tables["returns"] if "after_cut" not in row]:
         told.append(
-            f"No return after the cut of {', '.join(without)}: a tenth of the steps after the cut has no finished game."
+            f"No return after the cut of {'; '.join(without)}: no game ended in a tenth of the steps after it. Train longer."
         )
     compared = [row for row in tables["changes"] if row["pairs"]]
     for role in ("A/A", "positive control", "exploratory"):

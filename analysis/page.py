@@ -64,7 +64,8 @@ CAPTIONS = {
     "several seeds, 95 % interval per tenth. A/A: equal continuations.",
     "return_against_rate": "Return after the cut: mean and, of several seeds, 95 % interval, one dot per seed; dotted: dense.",
     "size": "Return after the cut against the parameters that are left, the bytes of the packed file and the speed after "
-    "the cut: mean and, of several seeds, 95 % interval, dots. Drawn where units were removed or a small network was trained.",
+    "the cut: mean and, of several seeds, 95 % interval, dots. Arms of one size stand side by side. Drawn where units were "
+    "removed or a small network was trained.",
     "change_against_rate": "Change against the dense twin in the three returns, and the shock: mean and, of several seeds, "
     "95 % interval, one dot per seed. Arms of one rate stand side by side.",
     "moments": "Evaluations before the cut, right after it (after the last of several) and at the end: mean and, of several "

@@ -448,6 +448,10 @@ def test_axes_show_all_means_and_dots_and_cut_off_intervals_that_are_many_times_
     figures.plt.close("all")
 
 
+def test_only_arms_of_one_size_are_drawn_side_by_side_around_their_size():
+    assert figures.side_by_side([1.69, 0.42, 0.83, 0.421, 0.419]) == [0, 0, 0, 6, -6]
+
+
 def test_a_curve_is_the_mean_of_the_last_rows_and_empty_before_there_are_half_of_them(tmp_path):
     run = collect((write_run(tmp_path, training=[(500, 8.0), (1000, 4.0), (2000, 6.0)]),), window=2)[0][0]
     curve = figures.sampled(run, "charts/episodic_return", 3)  # a half of three is two
@@ -593,7 +597,7 @@ def test_arms_that_leave_as_many_parameters_are_compared_where_units_are_gone(tm
     assert table.after_cut.tolist() == [85.0, 50.0, 99.0, 82.5]
     assert table.of_dense.tolist() == pytest.approx([85 / 110, 0.5, 0.9, 0.75])
     told = "arms that leave 55 % of the parameters: l1 at 0.45: 99 (90 % of dense, 2 seeds)"
-    assert f"{told}; none, hidden_size 256: 82 (75 % of dense, 2 seeds)." in text(tmp_path / "report of runs")
+    assert f"{told}; dense with hidden_size 256: 82 (75 % of dense, 2 seeds)." in text(tmp_path / "report of runs")
 
     below = study(tmp_path / "below", {"none": [-20.0], "l1-0.5": [-19.0], "l1-structured-0.5": [-21.0]})
     assert conclude(below)["equal_parameters"].of_dense.isna().all()
