@@ -201,7 +201,7 @@ def test_a_fork_of_other_options_or_by_another_script_is_refused_and_the_differe
     base, script = short(algorithm, tmp_path / "fork", fork_from=str(dense)), SCRIPTS[algorithm]
     other = {"precision": "bf16", "num_threads": 2, "seed": 7, "learning_rate": 1e-3, "hidden_size": 65, "eval_episodes": 1}
     for option, value in other.items():
-        with pytest.raises(UserError, match=rf"^--fork-from must .*: {dense}, got {option} .* -> {value}$"):
+        with pytest.raises(UserError, match=rf"^--fork-from must .* \({dense} -> this run\), got {option} .* -> {value}$"):
             script.train(script.Args(**(base | {option: value})))
     with pytest.raises(UserError, match="that has reached its cut"):
         script.train(script.Args(**(base | {"fork_from": str(tmp_path)})))
