@@ -19,7 +19,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from analysis import paired
 from analysis.design import BINS, DECLARED, EQUAL, MARGIN, QUANTITIES
-from analysis.measures import changes_by_bin
+from analysis.measures import alike, changes_by_bin
 from analysis.no_skill import NoSkill
 from analysis.runs import Run
 from analysis.studies import Arm, Study
@@ -316,17 +316,6 @@ SIZES = {
 }
 
 
-def side_by_side(values: list[float]) -> list[float]:
-    """An offset in points for each value: 0, or side by side around themselves where they are within EQUAL of the largest."""
-    groups: list[list[int]] = []
-    for k in np.argsort(values, kind="stable"):
-        if not groups or values[k] - values[groups[-1][0]] > EQUAL * max(values):
-            groups.append([])
-        groups[-1].append(k)
-    offsets = {k: 6.0 * (lane - (len(group) - 1) / 2) for group in groups for lane, k in enumerate(group)}
-    return [offsets[k] for k in range(len(values))]
-
-
 def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
     """Return after the cut against what a cut or a small network saves, a row per study; none where all have one size."""
     studies = [study for study in studies if any(arm.kind == "small" or "structured" in arm.kind for arm in study.arms)]
@@ -337,13 +326,16 @@ def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
         for (label, measure), ax in zip(SIZES.items(), row, strict=True):
             sizes = {arm: arm.values(lambda run, measure=measure: measure(run.summary)) for arm in study.arms}
             sizes = {arm: of.mean() for arm, of in sizes.items() if len(of) and len(arm.quantity("after_cut"))}
-            for (arm, x), beside in zip(sizes.items(), side_by_side(list(sizes.values())), strict=True):
+            largest = max(sizes.values(), default=1)
+            groups = alike(sizes, EQUAL * largest)
+            points = {arm: 6.0 * (k - (len(group) - 1) / 2) for group in groups for k, arm in enumerate(group)}  # aside
+            for arm, x in sizes.items():
                 style = {"color": COLOURS[arm.kind], "marker": MARKERS[arm.kind], "label": arm.criterion}
                 scores = arm.quantity("after_cut")
-                with_interval(ax, x, paired.t_interval(scores), scores, style, beside)
+                with_interval(ax, x, paired.t_interval(scores), scores, style, points[arm])
             floor(ax, study, no_skill)
-            right = 1.08 * max(sizes.values(), default=1)  # room for what stands beside the largest
-            ax.set(xlabel=label, ylabel="return after the cut", title=fill(study.label, 60), xlim=(0, right))
+            title, right = fill(study.label, 60), 1.08 * largest  # room for what stands beside the largest
+            ax.set(xlabel=label, ylabel="return after the cut", title=title, xlim=(0, right))
     legend_below(figure)
     save(figure, out, "size")
 

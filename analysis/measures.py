@@ -243,6 +243,16 @@ def costs_table(study: Study) -> list[dict]:
     return rows
 
 
+def alike(sizes: dict[Arm, float], apart: float) -> list[list[Arm]]:
+    """Arms by size, in groups: in each, none is more than `apart` larger than the smallest."""
+    groups: list[list[Arm]] = []
+    for arm in sorted(sizes, key=sizes.get):
+        if not groups or sizes[arm] - sizes[groups[-1][0]] > apart:
+            groups.append([])
+        groups[-1].append(arm)
+    return groups
+
+
 def equal_parameters_table(study: Study) -> list[dict]:
     """Arms that leave the same share of the dense parameters, within EQUAL, where one of them removed units or is small."""
     if not study.dense:
@@ -251,11 +261,7 @@ def equal_parameters_table(study: Study) -> list[dict]:
     left = {arm: mean(arm.all_runs, lambda run: run.summary["total"] - run.summary["pruned"]) / total for arm in study.arms}
     of_arms = {arm: arm.by_seed(lambda run: run.value("after_cut")) for arm in study.arms if arm.rate or arm.kind == "small"}
     of_arms = {arm: {seed: score for seed, score in of.items() if seed in dense} for arm, of in of_arms.items()}
-    groups: list[list[Arm]] = []
-    for arm in sorted((arm for arm, of in of_arms.items() if of), key=left.get):
-        if not groups or left[arm] - left[groups[-1][0]] > EQUAL:
-            groups.append([])
-        groups[-1].append(arm)
+    groups = alike({arm: left[arm] for arm, of in of_arms.items() if of}, EQUAL)
     groups = [arms for arms in groups if len(arms) > 1 and any(arm.kind == "small" or "structured" in arm.kind for arm in arms)]
     rows = []
     for k, arm in ((k, arm) for k, arms in enumerate(groups) for arm in arms):

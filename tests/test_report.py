@@ -15,6 +15,7 @@ import pytest
 
 from analysis import figures, report
 from analysis.design import DESIGN
+from analysis.measures import alike
 from analysis.runs import collect
 from analysis.studies import KINDS
 from prune_utils.basics import UserError
@@ -448,8 +449,9 @@ def test_axes_show_all_means_and_dots_and_cut_off_intervals_that_are_many_times_
     figures.plt.close("all")
 
 
-def test_only_arms_of_one_size_are_drawn_side_by_side_around_their_size():
-    assert figures.side_by_side([1.69, 0.42, 0.83, 0.421, 0.419]) == [0, 0, 0, 6, -6]
+def test_arms_of_one_size_are_those_within_a_distance_of_the_smallest():
+    sizes = {"dense": 1.69, "l1": 0.42, "half": 0.83, "small": 0.421, "structured": 0.419, "other": 0.455}
+    assert alike(sizes, 0.034) == [["structured", "l1", "small"], ["other"], ["half"], ["dense"]]
 
 
 def test_a_curve_is_the_mean_of_the_last_rows_and_empty_before_there_are_half_of_them(tmp_path):
