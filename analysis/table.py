@@ -76,6 +76,14 @@ def column(folder: Path) -> dict[str, str]:
     return cells | {"agent steps per second": whole, "before / after the cut": " / ".join(parts)}
 
 
+def labels(runs: list[str]) -> list[str]:
+    """Names of the folders without the parts, between `__`, that all of them share; paths where that makes two the same."""
+    names = [Path(run).name.split("__") for run in runs]
+    shared = set.intersection(*map(set, names))
+    short = ["__".join(part for part in name if part not in shared) or "__".join(name) for name in names]
+    return short if len(set(short)) == len(runs) else runs
+
+
 def print_table(runs: tuple[str, ...]) -> None:
     finished, others = {}, []
     for run in runs:
@@ -86,7 +94,7 @@ def print_table(runs: tuple[str, ...]) -> None:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             others.append(f"broken, summary.json cannot be read ({type(error).__name__}): {run}")
     if finished:
-        print(pd.DataFrame(finished).to_string())
+        print(pd.DataFrame(finished).set_axis(labels(list(finished)), axis=1).to_string())
         print("Return before the cut, right after it (the last of several), at the end: mean of its games [95 % interval].")
         print("Return after the cut: of training games, mean of ten equal bins of agent steps; - where a bin has no game.")
         print("x: times the network before the cut. Speeds can be compared only if the machine was equally busy.")

@@ -75,6 +75,21 @@ def test_each_run_has_its_own_column_in_the_order_given(make_run, monkeypatch, c
     assert lines[1].split() == ["agent", "steps", "11", "22"]
 
 
+def test_a_column_is_named_by_the_parts_of_the_folder_name_that_the_runs_do_not_share(make_run, monkeypatch, capsys):
+    columns = ["none__s1", "l1-0.5__s1", "l1-0.5__s2", "l1-0.5__s1__prune_scope-erk"]
+    runs = [make_run(f"game__ppo__{column}__eval_episodes-100") for column in columns]
+    assert printed_table(monkeypatch, capsys, *runs).splitlines()[0].split() == columns
+    header = printed_table(monkeypatch, capsys, *runs[:1]).splitlines()[0].split()
+    assert header == [runs[0]]
+
+
+def test_runs_of_one_name_in_two_folders_keep_their_paths(make_run, monkeypatch, capsys):
+    for folder in ("here", "there"):
+        Path(folder).mkdir()
+    runs = [make_run("here/a"), make_run("there/a")]
+    assert printed_table(monkeypatch, capsys, *runs).splitlines()[0].split() == runs
+
+
 def test_what_a_run_did_not_measure_is_a_dash_and_no_number(make_run, monkeypatch, capsys):
     time = {"agent_steps_per_second_while_learning": None}
     run = make_run("a", eval={}, disk={"dense": 4000}, time=time)
