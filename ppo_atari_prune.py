@@ -80,7 +80,7 @@ class Args:
     prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
     """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
-    """share to remove, in [0, 1): round(rate * n) of the n entries of each tensor (other scopes: of all) or units of a layer"""
+    """share to remove, in [0, 1): round(rate * n) of the n entries of each tensor (global, erk: of all) or units of a layer"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_cuts: int = 1
@@ -238,7 +238,7 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
 
     What earlier `masks` pruned stays pruned. The criterion chooses from the rest until round(rate * n) entries of each tensor
     are pruned; scope `erk` takes the rates from erk_rates. `global` ranks all tensors together by magnitude; `random` then
-    removes as many of each as `l1` does. Made on contiguous fp32 copies on the CPU: the same on every device.
+    removes as many of each as `l1` would. Made on contiguous fp32 copies on the CPU: the same on every device.
     """
     if prune_type == "none" or prune_type.endswith("-structured"):
         return {}

@@ -40,6 +40,8 @@ OF_THE_CUT = {"prune_type", "prune_rate", "prune_cuts", "prune_until", "prune_sc
 """options in which a fork may differ from its parent"""
 FORMAT = 4
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_previous.pt")
+HEALTH_STEPS = 500_000
+"""agent steps of the shortest run that measures health every tenth; in a shorter one, starting its games takes more than 1 %"""
 OWN_FILES = ("summary.json", "model.pt", "model_packed.npz", "eval.csv", "curves.csv", "final.mp4", "prune_point.pt")
 OWN_FILES += (*CHECKPOINTS, "source", "source.py")
 OWN_FILES += ("events.out.tfevents.*", "config.json.part", *(f"{name}.part" for name in OWN_FILES))
@@ -65,8 +67,9 @@ def check_common(args) -> None:
     check(0 <= args.prune_rate < 1, "prune_rate", "lie in [0, 1)", args.prune_rate)
     check(0 <= args.prune_at <= 1, "prune_at", "lie in [0, 1]", args.prune_at)
     check(1 <= args.prune_cuts <= 1000, "prune_cuts", "lie in 1 to 1000", args.prune_cuts)
-    earliest = args.prune_at if args.prune_cuts > 1 else 0
-    rule = f"lie in [--prune-at, 1], here [{earliest:g}, 1]" if args.prune_cuts > 1 else "lie in [0, 1]"
+    several = args.prune_cuts > 1 and args.prune_type != "none"
+    earliest = args.prune_at if several else 0
+    rule = f"lie in [--prune-at, 1], here [{earliest:g}, 1]" if several else "lie in [0, 1]"
     check(earliest <= args.prune_until <= 1, "prune_until", rule, args.prune_until)
     check(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
     check(0 < args.width <= 16, "width", "lie in (0, 16]", args.width)
@@ -441,12 +444,12 @@ class Run:
     def log_health_if_due(self, global_step: int, network: nn.Module, make_policy: Callable) -> None:
         """Log the health of the network every tenth of the training, unless an evaluation just did.
 
-        Not in a run without evaluations, or of less than 8,000 steps.
+        Not in a run without evaluations, or of less than HEALTH_STEPS.
         """
         iteration, n = global_step // self.args.steps_per_iteration, self.args.num_iterations
         tenth = 10 * iteration // n > 10 * max(0, iteration - 1) // n
         evaluated = bool(self.evaluations) and self.evaluations[-1]["global_step"] == global_step
-        if tenth and not evaluated and self.args.eval_episodes and self.args.total_timesteps >= 8000:
+        if tenth and not evaluated and self.args.eval_episodes and self.args.total_timesteps >= HEALTH_STEPS:
             started = time.perf_counter()
             measured = self.health(network, make_policy)
             self.log(global_step, {f"health/{name}": value for name, value in measured.items()})

@@ -143,7 +143,7 @@ def panels() -> dict[str, list[Panel]]:
     inside = [
         Panel("Dormant units by layer", dormant, "units that are hardly active; those that pruning emptied count too", "share"),
         Panel("Effective rank", ["health/effective_rank"], "how many directions the last features use", "directions"),
-        Panel("Q values of states", ["health/q_mean", "health/q_std"], "mean and deviation over states", algorithm="dqn"),
+        Panel("Q values", ["health/q_mean", "health/q_std"], "mean and deviation over states and actions", algorithm="dqn"),
         Panel("Entropy of the policy", ["health/entropy"], "of the sampled policy in its own games", "nats", algorithm="ppo"),
         Panel("Norms", ["health/weight_norm", "health/feature_norm"], "of all weights, and of the last features", "L2 norm"),
     ]

@@ -226,7 +226,7 @@ def test_one_cut_ignores_when_the_last_is_and_a_dense_run_all_of_it():
         default_run_name(SCRIPTS["ppo"].Args(**options))
         for options in (
             {"prune_type": "none"},
-            {"prune_type": "none", "prune_cuts": 8, "prune_head": False, "prune_until": 0.7},
+            {"prune_type": "none", "prune_cuts": 8, "prune_head": False, "prune_until": 0.3},
         )
     }
     assert len(names) == 1

@@ -112,7 +112,8 @@ def test_a_run_logs_its_health_at_the_three_moments(algorithm, small_run):
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
-def test_a_longer_run_logs_it_every_tenth_too_and_trains_the_same_without(algorithm, tmp_path):
+def test_a_longer_run_logs_it_every_tenth_too_and_trains_the_same_without(algorithm, tmp_path, monkeypatch):
+    monkeypatch.setattr("prune_utils.run.HEALTH_STEPS", 8000)
     script = SCRIPTS[algorithm]
     options = {"num_envs": 8, "hidden_size": 8, "width": 0.25, "num_threads": 1, "precision": "fp32", "total_timesteps": 8000}
     options |= {"learning_starts": 7900, "buffer_size": 400} if algorithm == "dqn" else {"num_steps": 100, "update_epochs": 1}

@@ -174,11 +174,18 @@ def test_a_run_says_what_it_does_and_ends_with_its_scores_sparsity_bytes_and_fol
     ]
 
 
-@pytest.mark.parametrize(("learning_starts", "warned"), [(100, False), (120, True)])
-def test_a_dqn_that_is_cut_before_it_learns_is_warned_of(learning_starts, warned, tmp_path, capsys):
-    options = SHORT["dqn"] | {"learning_starts": learning_starts, "runs_dir": str(tmp_path), "cuda": False}
-    SCRIPTS["dqn"].train(SCRIPTS["dqn"].Args(**options))  # cut at step 120
-    assert ("warning: the cut comes before --learning-starts" in capsys.readouterr().err) == warned
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({"learning_starts": 100}, False),  # cut at step 120
+        ({"learning_starts": 120}, True),
+        ({"learning_starts": 100, "prune_at": 0.0}, False),  # sparse from scratch
+        ({"learning_starts": 100, "prune_at": 0.0, "prune_cuts": 2, "prune_until": 0.25}, True),
+    ],
+)
+def test_a_dqn_that_is_cut_before_it_learns_is_warned_of(options, warned, tmp_path, capsys):
+    SCRIPTS["dqn"].train(SCRIPTS["dqn"].Args(**SHORT["dqn"] | options | {"runs_dir": str(tmp_path), "cuda": False}))
+    assert ("warning: a cut comes before --learning-starts" in capsys.readouterr().err) == warned
 
 
 def test_the_speed_of_a_run_is_that_of_its_learning_without_the_first_lap_after_a_start_or_an_evaluation(tmp_path, monkeypatch):
