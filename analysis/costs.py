@@ -28,7 +28,11 @@ from prune_utils.run import CRITERIA
 FORMATS = ("coo", "csr_int64", "csr_int32", "bitmask", "bitmask_fp16_lossy", "zlib_of_dense", "zstd_of_dense", "packed")
 COLUMNS = {"algorithm", "arm", "prune_type", "sparsity", "form", "device", "torch", "dense_bytes"}
 COLUMNS |= {f"{name}_bytes" for name in FORMATS}
-"""columns that a CSV file must have; latencies are named us_<batch>x<threads>, with their quartiles in _q25 and _q75"""
+MEASURES = {"file_bytes", "resident_bytes", "load_ms", "units", "multiply_adds"}
+"""columns that a CSV file must have, those of MEASURES perhaps without values
+
+Latencies are named us_<batch>x<threads>, with their quartiles in _q25 and _q75.
+"""
 
 
 @dataclass
@@ -44,7 +48,7 @@ def read(path: Path) -> pd.DataFrame:
         rows = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"CSV must be a file that evals.efficiency wrote, got {path}: {error}") from None
-    if not len(rows) or not set(rows) >= COLUMNS or rows[list(COLUMNS)].isna().any(axis=None):
+    if not len(rows) or not set(rows) >= COLUMNS | MEASURES or rows[list(COLUMNS)].isna().any(axis=None):
         raise UserError(f"CSV must be a file that evals.efficiency wrote, got {path}: it lacks rows, columns or values")
     return rows
 
@@ -86,6 +90,14 @@ def curves(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
+def pays_from(ratio: pd.Series) -> str:
+    """The sparsity from which on a ratio stays below 1, as a cell; - where it was not measured."""
+    if ratio.empty:
+        return "-"
+    least = crossing(ratio.index, ratio)
+    return "never" if least is None else f"{least:.2f}"
+
+
 def crossings(rows: pd.DataFrame) -> str:
     """As Markdown: the sparsity from which on each format is smaller than the dense file, and CSR layers are faster."""
     told: dict[str, dict[str, str]] = {}
@@ -95,9 +107,8 @@ def crossings(rows: pd.DataFrame) -> str:
         dense, csr = medians(arms, "dense"), medians(arms, "csr")
         ratios = {f"file as {name.replace('_', ' ')}": dense[f"{name}_bytes"] / dense.dense_bytes for name in FORMATS}
         ratios |= {f"CSR layers, {name}": csr[column] / dense[column] for column, name in latencies(rows).items()}
-        least = {name: crossing(ratio.index, ratio) for name, ratio in ratios.items()}
         told["smaller or faster than dense from this sparsity on"] = {name: name for name in ratios}
-        told[label] = {name: "never" if sparsity is None else f"{sparsity:.2f}" for name, sparsity in least.items()}
+        told[label] = {name: pays_from(ratio.dropna()) for name, ratio in ratios.items()}
     return markdown(pd.DataFrame(told)) if told else "no pruned run: nothing to tell from which sparsity on what pays\n"
 
 

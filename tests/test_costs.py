@@ -57,6 +57,9 @@ def test_what_pays_is_read_off_straight_lines_between_the_measured_sparsities():
     assert "| CSR layers, batch 1, 1 thread | never |" in table
     both = pd.concat([made_up(*arms), made_up(*arms, device="a GPU")])
     assert "| dqn, l1, a CPU | dqn, l1, a GPU |" in costs.crossings(both)
+    one, other = made_up(*arms), made_up(*arms, device="a GPU").rename(columns={"us_1x1": "us_1x4"})
+    told = costs.crossings(pd.concat([one, other]))  # what a device did not measure is a dash, and no "always faster"
+    assert "| CSR layers, batch 1, 1 thread | never | - |" in told and "| CSR layers, batch 1, 4 threads | - | never |" in told
 
 
 @pytest.mark.parametrize("criteria", [["none"], ["none", "random"], ["none", "l1", "random"]])
@@ -83,6 +86,7 @@ def test_rows_of_several_files_make_one_table(tmp_path, monkeypatch, capsys):
         ([], "CSV must be at least one file that evals.efficiency wrote, got none"),
         (["nowhere.csv"], "CSV must be a file that evals.efficiency wrote, got nowhere.csv: [Errno 2]"),
         (["strange.csv"], "CSV must be a file that evals.efficiency wrote, got strange.csv: it lacks rows, columns or values"),
+        (["short.csv"], "CSV must be a file that evals.efficiency wrote, got short.csv: it lacks rows, columns or values"),
         (["empty.csv"], "CSV must be a file that evals.efficiency wrote, got empty.csv: it lacks rows, columns or values"),
         (["gaps.csv"], "CSV must be a file that evals.efficiency wrote, got gaps.csv: it lacks rows, columns or values"),
         (["nothing.csv"], "CSV must be a file that evals.efficiency wrote, got nothing.csv: No columns"),
@@ -94,6 +98,7 @@ def test_a_file_that_is_no_such_table_is_one_line_and_exit_2(words, message, tmp
     good = made_up(("none", "none", 0.0, 5000, 30.0))
     good.to_csv(tmp_path / "good.csv", index=False)
     good[:0].to_csv(tmp_path / "empty.csv", index=False)
+    good.drop(columns="load_ms").to_csv(tmp_path / "short.csv", index=False)
     good.assign(sparsity=[0.0, None, 0.0]).to_csv(tmp_path / "gaps.csv", index=False)
     (tmp_path / "strange.csv").write_text("a,b\n1,2\n")
     (tmp_path / "nothing.csv").touch()
