@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import pandas as pd
 
 from analysis.design import DECLARED, MARGIN, MEASURING, MIN_SEEDS
 from analysis.no_skill import NoSkill
 from analysis.studies import Study
 from analysis.views import number, span
+from prune_utils.run import MOMENTS
 
 
 @dataclass
@@ -36,7 +38,7 @@ def seeds_in_words(n: int) -> str:
 
 def scaled(row: dict, name: str) -> tuple[float, float, float, str]:
     """A change and its interval: in per cent where the mean of the twins is surely above 0, else in points."""
-    share = number(row.get(f"{name}_low")) != "-" or (row["pairs"] == 1 and number(row.get(name)) != "-")
+    share = pd.notna(row.get(f"{name}_low")) or (row["pairs"] == 1 and pd.notna(row.get(name)))
     column, unit, scale = (name, "%", 100) if share else (f"{name}_points", "points", 1)
     return *(scale * row[f"{column}{end}"] for end in ("", "_low", "_high")), unit
 
@@ -72,10 +74,11 @@ def obstacles(study: Study, changes: list[dict], returns: list[dict], no_skill: 
     if pairs < MIN_SEEDS:
         reasons.append(f"it takes {MIN_SEEDS} seeds, and there {'is' if pairs == 1 else 'are'} {pairs}")
     dense = next((row for row in returns if row["role"] == "dense"), {})
+    enough = dense.get("after_cut_seeds", 0) >= MIN_SEEDS
     if no_skill is None:
         reasons.append(f"what no skill scores in {study.first.env_id} was not measured")
-    elif not dense.get("after_cut_low" if dense.get("seeds", 0) >= MIN_SEEDS else "after_cut", np.nan) > no_skill.ceiling:
-        interval = f", 95 % interval {span(dense, 'after_cut')}" if span(dense, "after_cut") != "-" else ""
+    elif not dense.get("after_cut_low" if enough else "after_cut", np.nan) > no_skill.ceiling:
+        interval = f", 95 % interval {span(dense, 'after_cut')}" if pd.notna(dense.get("after_cut_low")) else ""
         floor = f"the best that no skill scores ({no_skill.best:,.0f}, at most {no_skill.ceiling:,.0f})"
         reasons.append(f"dense ({number(dense.get('after_cut'))}{interval}) is not clearly above {floor}")
     controls = [row for row in changes if row["role"] == "positive control" and row["pairs"] >= MIN_SEEDS]
@@ -83,7 +86,7 @@ def obstacles(study: Study, changes: list[dict], returns: list[dict], no_skill: 
         if failed := [row for row in controls if not scaled(row, "after_cut")[2] < 0]:
             told = "; ".join(f"{name_of(row['arm'])}: {change_in_words(row, 'after_cut')}" for row in failed)
             reasons.append(f"the positive control shows no loss, so that none could be seen here ({told})")
-        exploratory = [row for row in changes if row["role"] == "exploratory" and row["pairs"] > 1]
+        exploratory = [row for row in changes if row["role"] == "exploratory" and row["pairs"] >= MIN_SEEDS]
         if not controls and not any(scaled(row, "simultaneous")[2] < 0 for row in exploratory):
             told = f"no positive control ran in {MIN_SEEDS} seeds, and no other arm shows a loss"
             reasons.append(f"{told}, so that it is unknown whether one could be seen")
@@ -108,19 +111,19 @@ def answer(study: Study, changes: list[dict], returns: list[dict], no_skill: NoS
         short = f"No answer: {seeds_in_words(row['pairs'])}, {MIN_SEEDS} are needed" if few else "No answer"
         return Answer(
             short,
-            measured if few else f"{reasons[0].capitalize()}. {measured}",
+            measured if few else f"{reasons[0][0].upper()}{reasons[0][1:]}. {measured}",
             f"{QUESTION} There is no answer: {'; '.join(reasons)}. {measured}",
         )
     _, low, high, unit = scaled(row, "after_cut")
     if unit != "%":
-        short, why = "No answer", "the share of dense has no interval"
+        short = "No answer: the share of dense has no interval"
     elif low > -100 * MARGIN:
-        short, why = f"Yes: a loss of {margin} or more is excluded", ""
+        short = f"Yes: a loss of {margin} or more is excluded"
     elif high < -100 * MARGIN:
-        short, why = f"No: a loss of {margin} or more is seen", ""
+        short = f"No: a loss of {margin} or more is seen"
     else:
-        short, why = f"Open: a loss of {margin} or more is neither excluded nor seen", ""
-    return Answer(short, measured, f"{QUESTION} {short}{f': {why}' * bool(why)}. {measured}")
+        short = f"Open: a loss of {margin} or more is neither excluded nor seen"
+    return Answer(short, measured, f"{QUESTION} {short}. {measured}")
 
 
 # ------------------------------------------------------------------------------------------------------------ sentences
@@ -130,20 +133,20 @@ def of_setup(study: Study) -> str:
 
 
 def of_dense(row: dict) -> str:
-    interval = f" (95 % interval {span(row, 'after_cut')})" if number(row.get("after_cut_low")) != "-" else ""
+    interval = f" (95 % interval {span(row, 'after_cut')})" if pd.notna(row["after_cut_low"]) else ""
     runs = f", {row['runs']} runs" if row["runs"] > row["seeds"] else ""
-    return f"Dense: return after the cut {number(row['after_cut'])}{interval}; {seeds_in_words(row['seeds'])}{runs}."
+    return f"Dense: return after the cut {number(row['after_cut'])}{interval}; {seeds_in_words(row['after_cut_seeds'])}{runs}."
 
 
 def of_arm(row: dict) -> str:
     """Of an arm against its twins, in the return after the cut."""
     name = "simultaneous" if row["role"] == "exploratory" and row["pairs"] > 1 else "after_cut"
     told = seen(row, name)
-    start = row["role"][0].upper() + row["role"][1:]
     if row["role"] == "A/A":
         return f"A/A, equal continuations that only draw other random numbers: {change_in_words(row, name)}."
     against = "" if row["against"] == "none" else f" against {name_of(row['against'])}"
-    return f"{start}: {name_of(row['arm'])}{against}: {change_in_words(row, name)}." + (f" {told}." if told else "")
+    told = f" {told}." if told else ""
+    return f"{row['role'].capitalize()}: {name_of(row['arm'])}{against}: {change_in_words(row, name)}.{told}"
 
 
 def of_trend(row: dict) -> str:
@@ -156,8 +159,7 @@ def of_noise(row: dict) -> str:
     deviation, low, high = (100 * row[f"deviation{end}"] for end in ("", "_low", "_high"))
     freedom = f"{row['df']:.0f} {'degree' if row['df'] == 1 else 'degrees'} of freedom"
     needed = f"{many(row['needed'])} seeds ({many(row['needed_low'])} to {many(row['needed_high'])})"
-    tests = row["pairs"] >= MIN_SEEDS and not np.isnan(row["power"])
-    now = f" With {row['pairs']} seeds it has {100 * row['power']:.0f} %." if tests else ""
+    now = f" With {row['pairs']} seeds it has {100 * row['power']:.0f} %." if row["pairs"] >= MIN_SEEDS else ""
     return (
         f"Noise, from {row['source']}: from seed to seed the declared difference has a standard deviation of "
         f"{deviation:.1f} % of dense (95 % interval {low:.1f} to {high:.1f}, {freedom}). "
@@ -187,8 +189,7 @@ def of_equal_parameters(rows: list[dict]) -> str:
 
 def of_evaluations(rows: list[dict]) -> list[str]:
     """Of evaluations that show no skill."""
-    moments = {"before_prune": "before the cut", "after_prune": "right after the cut", "final": "at the end"}
-    named = [(row, f"{name_of(row['arm'])} {moments[row['moment']]}") for row in rows]
+    named = [(row, f"{name_of(row['arm'])} {MOMENTS[row['moment']]}") for row in rows]
     named = [(row, name) for row, name in named if row["moment"] != "before_prune" or row["arm"] == "none"]  # all have one past
     low = [f"{name} ({row['mean']:,.0f})" for row, name in named if row["not_above_no_skill"]]
     held = [f"{name} ({row['held']})" for row, name in named if row["held"]]
@@ -200,10 +201,13 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     """All sentences of a study, the declared comparison first."""
     told = [answer.long, *([no_skill.in_words] if no_skill else [])]
     told += [of_dense(row) for row in tables["returns"] if row["role"] == "dense" and "after_cut" in row]
-    if without := [name_of(row["arm"]) for row in tables["returns"] if "after_cut" not in row]:
-        told.append(
-            f"No return after the cut of {'; '.join(without)}: no game ended in a tenth of the steps after it. Train longer."
-        )
+    without: dict[str, list[str]] = {}
+    for run in study.arm_runs:
+        if np.isnan(run.value("after_cut")):
+            without.setdefault(name_of(run.label), []).append(str(run.seed))
+    if without:
+        names = "; ".join(f"{name} (seed {', '.join(seeds)})" for name, seeds in without.items())
+        told.append(f"No return after the cut of {names}: no game ended in a tenth of the steps after it. Train longer.")
     compared = [row for row in tables["changes"] if row["pairs"]]
     for role in ("A/A", "positive control", "exploratory"):
         told += [of_arm(row) for row in compared if row["role"] == role]

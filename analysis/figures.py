@@ -22,7 +22,7 @@ from analysis.design import BINS, DECLARED, EQUAL, MARGIN, QUANTITIES
 from analysis.measures import alike, changes_by_bin
 from analysis.no_skill import NoSkill
 from analysis.runs import Run
-from analysis.studies import Arm, Study
+from analysis.studies import Arm, Study, mean_bins
 from prune_utils.run import CRITERIA
 
 COLOURS = {"none": "black", "A/A": "#CC79A7", "small": "#009E73"}  # Okabe and Ito's
@@ -67,10 +67,10 @@ def draw(studies: list[Study], out: Path, window: int, no_skill: dict[str, NoSki
                 left_out.append(f"returns of {study.label}: no run has games in each tenth of the steps after the cut")
                 continue
             headline(study, out, no_skill)
-            if any(arm.rate and len(arm.pairs("after_cut")) for arm in study.arms):
+            if any(arm.rate and share(arm, "after_cut") for arm in study.arms):
                 difference(study, styles, out)
             else:
-                left_out.append(f"changes of {study.label}: no pruned run has a dense twin")
+                left_out.append(f"changes of {study.label}: no pruned run has a dense twin with a mean above 0")
         if measured:
             return_against_rate(measured, out, no_skill)
             size(measured, out, no_skill)
@@ -207,22 +207,27 @@ def floor(ax, study: Study, no_skill: dict[str, NoSkill]) -> None:
         ax.axhline(found.random["mean"], color="#777777", lw=1, ls=":", label="no skill: random play")
 
 
+def looks(study: Study) -> dict[str, dict]:
+    """Colour and marker of each criterion: those of its kind, but another marker for its variants."""
+    styles, spare, kinds = {}, cycle("vP<>*"), set()
+    for criterion, kind in dict.fromkeys((arm.criterion, arm.kind) for arm in study.arms):
+        styles[criterion] = {"color": COLOURS[kind], "marker": next(spare) if kind in kinds else MARKERS[kind]}
+        kinds.add(kind)
+    return styles
+
+
 def scatter_by_rate(study: Study, ax, measure, line: bool) -> None:
     """Interval and dots (what `measure` makes of an arm) against rate; arms of one rate stand side by side."""
-    criteria, spare = list(dict.fromkeys(arm.criterion for arm in study.arms if arm.rate)), cycle("vP<>*")
+    criteria, styles = list(dict.fromkeys(arm.criterion for arm in study.arms if arm.rate)), looks(study)
     lanes = {criterion: 5.0 * (k - (len(criteria) - 1) / 2) for k, criterion in enumerate(criteria)}  # points
     lanes |= {arm.criterion: -10.0 for arm in study.arms if arm.kind == "A/A"}
     series: dict[str, list] = {}
     for arm in study.arms:
         if (level := measure(arm)) is not None:
-            series.setdefault(arm.criterion, []).append((position(study, arm), *level, arm.kind))
-    drawn: set[str] = set()
+            series.setdefault(arm.criterion, []).append((position(study, arm), *level))
     for criterion, points in series.items():
-        kind = points[0][-1]
-        style = {"color": COLOURS[kind], "marker": next(spare) if kind in drawn else MARKERS[kind]}
-        drawn.add(kind)
-        lane = lanes.get(criterion, 0.0)
-        for k, (x, interval, dots, _) in enumerate(points):
+        style, lane = styles[criterion], lanes.get(criterion, 0.0)
+        for k, (x, interval, dots) in enumerate(points):
             with_interval(ax, x, interval, dots, style | {"label": criterion if k == 0 else None}, lane)
         if line:
             means = [mean for _, (mean, *_), *_ in points]
@@ -243,10 +248,7 @@ def headline(study: Study, out: Path, no_skill: dict[str, NoSkill]) -> None:
         runs = arm.all_runs
         end, cut = runs[0].summary["global_step"], runs[0].cut_step
         centres = (np.arange(BINS) + 0.5) / BINS
-        whole = [
-            np.mean([getattr(run, name) for run in of], axis=0) for name in ("bins_before", "bins") for of in arm.runs.values()
-        ]
-        before, after = (np.mean(half, axis=0) for half in (whole[: len(arm.runs)], whole[len(arm.runs) :]))
+        before, after = (mean_bins(arm.runs.values(), name).mean(axis=1) for name in ("bins_before", "bins"))
         if arm.kind == "none":
             top.plot(cut * centres, before, **(style | {"label": None}))
         top.plot(cut + (end - cut) * centres, after, **style)
@@ -256,7 +258,9 @@ def headline(study: Study, out: Path, no_skill: dict[str, NoSkill]) -> None:
             bottom.plot(x, middle, **(style | {"label": None}))
             bottom.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
     floor(top, study, no_skill)
-    top.set(ylabel="training return", ylim=(0, None))
+    top.set_ylabel("training return")
+    if top.dataLim.ymin >= 0:
+        top.set_ylim(bottom=0)
     bottom.axhline(0, color="black", lw=0.8)
     bottom.axhline(-MARGIN, color="black", lw=0.8, ls=":", label=f"margin, {-100 * MARGIN:.0f} %")
     bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -323,6 +327,7 @@ def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
         return
     figure, axes = facets(len(SIZES), len(studies))
     for study, row in zip(studies, axes, strict=True):
+        styles = looks(study)
         for (label, measure), ax in zip(SIZES.items(), row, strict=True):
             sizes = {arm: arm.values(lambda run, measure=measure: measure(run.summary)) for arm in study.arms}
             sizes = {arm: of.mean() for arm, of in sizes.items() if len(of) and len(arm.quantity("after_cut"))}
@@ -330,7 +335,7 @@ def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
             groups = alike(sizes, EQUAL * largest)
             points = {arm: 6.0 * (k - (len(group) - 1) / 2) for group in groups for k, arm in enumerate(group)}  # aside
             for arm, x in sizes.items():
-                style = {"color": COLOURS[arm.kind], "marker": MARKERS[arm.kind], "label": arm.criterion}
+                style = styles[arm.criterion] | {"label": arm.criterion}
                 scores = arm.quantity("after_cut")
                 with_interval(ax, x, paired.t_interval(scores), scores, style, points[arm])
             floor(ax, study, no_skill)

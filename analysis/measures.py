@@ -8,7 +8,7 @@ from analysis import paired
 from analysis.design import BINS, CONTROLS, DECLARED, EQUAL, FEW_DISTINCT, HELD, MARGIN, OF_GAMES, QUANTITIES
 from analysis.no_skill import NoSkill
 from analysis.runs import MOMENTS
-from analysis.studies import Arm, Study, mean
+from analysis.studies import Arm, Study, mean, mean_bins
 from prune_utils.run import CRITERIA
 
 
@@ -57,7 +57,7 @@ def changes_table(study: Study, arms: list[Arm], quantities: Iterable[str]) -> l
     """Arms against their twins in these quantities of the design; scores and references are of the return after the cut."""
     rows = []
     for arm in arms:
-        contrasts = {quantity: arm.contrast(quantity) for quantity in quantities} if arm.twins else {}
+        contrasts = {quantity: arm.contrast(quantity) for quantity in quantities}
         if not any(len(scores) for scores, _ in contrasts.values()):
             continue
         row = {"study": study.label, "arm": arm.label, "role": role(study, arm), "rate": arm.rate}
@@ -78,7 +78,7 @@ def returns_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
         row["runs"], low = len(arm.all_runs), []
         for quantity in ("after_cut", "late", "final", "before_prune", "after_prune"):
             if len(scores := arm.quantity(quantity)):
-                row |= interval(quantity, paired.t_interval(scores))
+                row |= interval(quantity, paired.t_interval(scores)) | {f"{quantity}_seeds": len(scores)}
                 low += [headings[quantity]] if no_skill and scores.mean() <= no_skill.ceiling else []
         row["not_above_no_skill"] = ", ".join(low)
         rows.append(row)
@@ -94,10 +94,10 @@ def evaluations_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
             if not runs or arm.kind == "A/A":
                 continue
             games = [run.games_of(moment) for run in runs]
-            fewest = min(range(len(runs)), key=lambda k: len(games[k].drop_duplicates(["return", "length"])) / len(games[k]))
+            counts = [(len(of_run.drop_duplicates(["return", "length"])), len(of_run)) for of_run in games]
+            distinct, played = min(counts, key=lambda count: count[0] / count[1])
             row = {"study": study.label, "arm": arm.label, "moment": moment, "networks": len(runs)}
-            row |= {"mean": float(np.mean(arm.quantity(moment))), "games": len(games[fewest])}
-            row["distinct"] = len(games[fewest].drop_duplicates(["return", "length"]))
+            row |= {"mean": float(np.mean(arm.quantity(moment))), "games": played, "distinct": distinct}
             shares = [share for run in runs if not np.isnan(share := run.commonest_action(moment))]
             row["commonest_action"] = max(shares) if shares else np.nan
             row["held"] = ""
@@ -114,7 +114,7 @@ def bins_table(study: Study) -> list[dict]:
     """The training return in each bin after the cut, and its paired change."""
     rows = []
     for arm in study.arms:
-        own = np.array([np.mean([run.bins for run in runs], axis=0) for runs in arm.runs.values()]).T  # (bins, seeds)
+        own = mean_bins(arm.runs.values())
         changes, pairs = changes_by_bin(arm)
         for k in range(BINS):
             row = {"study": study.label, "arm": arm.label, "bin": k + 1, "mean": own[k].mean(), "pairs": pairs}
@@ -126,7 +126,7 @@ def changes_by_bin(arm: Arm) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray],
     """Paired change in each bin after the cut, and the ends of its 95 % interval; the number of pairs."""
     if not arm.twins:
         return (np.full(BINS, np.nan),) * 3, 0
-    own, twins = arm.contrast_bins()
+    own, twins = mean_bins(arm.runs[seed] for seed in arm.twins), mean_bins(arm.twins.values())
     return paired.ratio_interval(own - twins, twins), own.shape[-1]
 
 
@@ -151,7 +151,7 @@ def recovery_table(study: Study) -> list[dict]:
 def trend_table(study: Study) -> list[dict]:
     """Slope of the return after the cut over the rate, dense included, for each criterion, without the rates from CONTROLS on.
 
-    A trend of several seeds needs the same rates of each: of those that most seeds have in common.
+    Its rates are those, at least two, that the most seeds have in common; of equals, the larger set of rates.
     """
     rows = []
     for criterion, arms in study.by_criterion().items():
@@ -172,7 +172,7 @@ def trend_table(study: Study) -> list[dict]:
 
 
 def noise_table(study: Study) -> list[dict]:
-    """How far the difference that the declared test is of deviates between seeds, and what the test can do with that.
+    """Standard deviation between seeds of arm - (1 - MARGIN) * dense, which the declared test is of, and the test's power.
 
     It is pooled over arms below the controls, in shares of the mean of each; a row per source.
     """

@@ -13,8 +13,9 @@ from analysis.studies import Study
 TITLE = "What one cut in the middle of training cost"
 METHOD = f"""
 Pairs. A run is compared with the dense runs of its seed, its twins, only if they have the same past: the games before the cut
-and every row of the curves before the cut must be equal. Options, script, precision, device type, threads and versions must
-agree too. Runs that fail are named with the first thing that differs. Several continuations of one prune point (forks) are
+and every row of the curves before the cut must be equal. Options, script, precision, device type, threads, torch and ale_py
+must agree too. Runs that fail are named with the first thing that differs. A run on another model of machine, or with another
+Python, numpy or gymnasium, is compared and named. Several continuations of one prune point (forks) are
 averaged within their seed, dense ones too. n counts seeds, never runs, arms or games. A plain cut is one cut of all tensors,
 each at the same rate. An arm of several cuts, of another scope, or with tensors left whole is a variant. It is also compared
 with the plain cut of its criterion and rate, in the seeds where both have the past of the same dense runs.

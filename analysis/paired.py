@@ -1,11 +1,12 @@
 """The statistics of a study as pure functions: seeds are the sample, and the arms of a seed are pairs.
 
 Arrays have the seeds on their last axis, so that thousands of simulated studies go through the same lines as one real study
-(checks/simulate_studies.py). What a sample is too small for is nan, and so is what it would be sure of only because its seeds
-do not differ at all: scores that are all 0, say.
+(checks/simulate_studies.py). A number is nan where the sample is too small for it. So is an interval where all seeds have the
+same score: it would have the width 0.
 """
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from analysis.design import MARGIN, MIN_SEEDS
@@ -135,8 +136,7 @@ def recovery(steps: np.ndarray, returns: np.ndarray, cut: int, window: int) -> d
     if len(before) < window or len(after) < window:
         return {"level": np.nan, "back": np.nan, "area": np.nan}
     level = before[-window:].mean()
-    sums = np.cumsum(after)
-    means = (sums - np.concatenate([np.zeros(window), sums[:-window]])) / np.minimum(np.arange(1, len(after) + 1), window)
+    means = pd.Series(after).rolling(window, min_periods=1).mean().to_numpy()
     reached = np.flatnonzero(means[window - 1 :] >= level - 1e-9)
     games = reached[0] + window if len(reached) else len(after)
     back = ends[games - 1] if len(reached) else np.inf

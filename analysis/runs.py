@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ RUN_FILES = ("config.json", "summary.json", "eval.csv", "curves.csv", "curves.cs
 BEGUN = (".lock", "config.json.part")
 """what a run may have left that was killed before its first file was whole"""
 MOMENTS = ("before_prune", "after_prune", "final")
+GAMES = ["moment", "episode", "seed", "return", "length", "truncated"]
+"""columns of eval.csv that are read"""
 CURVES = ("charts/episodic_return", "prune/sparsity", "losses/", "health/")
 """beginnings of the tags that are read"""
 MAY_BE_UNDEFINED = "losses/explained_variance"
@@ -32,6 +34,7 @@ RESOLVED = ("device", "precision", "num_threads", "torch", "source_sha256")
 SUMMARY = {
     "global_step": int,
     "total": int,
+    "pruned": int,
     "nonzero": int,
     "resident_bytes": int,
     "sparsity": float,
@@ -47,11 +50,12 @@ class Broken(Exception):
 
 
 class Named(NamedTuple):
-    """A run, or a gap where one should be, that the report does not use as it uses the others."""
+    """A run, or a gap where one should be, that the report does not use as it uses the others.
 
-    what: Literal[
-        "unfinished", "failed", "broken", "unknown", "empty", "missing", "not compared", "other machine", "counted once"
-    ]
+    what: unfinished, failed, broken, unknown, empty, missing, not compared, not evaluated, other machine or counted once.
+    """
+
+    what: str
     name: str
     reason: str
 
@@ -68,7 +72,7 @@ class Run:
     config: dict
     finished: bool = False
     summary: dict = field(default_factory=dict)
-    games: pd.DataFrame = field(default_factory=pd.DataFrame)
+    games: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=GAMES))
     scores: dict[str, float] = field(default_factory=dict)
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     past: list[str] = field(default_factory=list)
@@ -113,7 +117,7 @@ class Run:
         return float(self.bins[-1]) if quantity == "late" else self.scores.get(quantity, np.nan)
 
     def games_of(self, moment: str) -> pd.DataFrame:
-        return self.games[self.games.moment == moment] if len(self.games) else self.games
+        return self.games[self.games.moment == moment]
 
     def commonest_action(self, moment: str) -> float:
         """The share of the commonest action in the evaluation of a moment; nan where it was not recorded."""
@@ -248,7 +252,7 @@ def read_results(run: Run, window: int) -> None:
         check_pruning(run)
     if moments:
         with reading("eval.csv"):
-            run.games = pd.read_csv(run.folder / "eval.csv", dtype=str)
+            run.games = pd.read_csv(run.folder / "eval.csv", dtype=str, usecols=GAMES)
             for moment, returns in run.games["return"].astype(float).groupby(run.games.moment):
                 run.scores[moment] = float(returns.mean())
             for moment, (n, mean) in moments.items():
@@ -301,7 +305,8 @@ def collect(places: tuple[Path, ...], window: int) -> tuple[list[Run], list[Name
             named.append(Named("broken", run.name, str(broken)))
         else:
             if not run.scores:
-                named.append(Named("not compared", run.name, "it played no evaluation games"))
+                reason = "it played no evaluation games, so only its training returns are compared"
+                named.append(Named("not evaluated", run.name, reason))
     for parent in sorted({folder.parent for folder in folders.values() if folder not in places} | set(places)):
         for log in sorted(parent.glob("*__s*.log")):
             if not log.with_suffix("").is_dir():

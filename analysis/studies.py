@@ -6,7 +6,7 @@ they have the same past: until the cut they have to be one run. Several continua
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -66,10 +66,10 @@ class Arm:
         """The pairs as two arrays, one number per seed each."""
         return tuple(np.array(list(self.pairs(quantity).values()), float).reshape(-1, 2).T)
 
-    def contrast_bins(self) -> tuple[np.ndarray, np.ndarray]:
-        """The bins after the cut and those of the twins: (bins, seeds) each; nan where a run has no game in a bin."""
-        own, twins = ([np.mean([run.bins for run in of[s]], axis=0) for s in self.twins] for of in (self.runs, self.twins))
-        return np.array(own).T, np.array(twins).T
+
+def mean_bins(of_seeds: Iterable[list[Run]], name: str = "bins") -> np.ndarray:
+    """Bins of each seed, means over its runs: (bins, seeds); nan where a run has no game in a bin."""
+    return np.array([np.mean([getattr(run, name) for run in runs], axis=0) for runs in of_seeds]).T
 
 
 def mean(runs: list[Run], measure: Callable[[Run], float | None]) -> float:
@@ -200,7 +200,7 @@ def other_games(dense: Run, run: Run) -> str:
     """The first game before the cut that differs; after it, the first that starts from another seed."""
     for moment in MOMENTS:
         columns = ["episode", "seed", *(["return", "length", "truncated"] if moment == "before_prune" else [])]
-        ours, theirs = (r.games_of(moment).reindex(columns=columns).to_numpy().tolist() for r in (dense, run))
+        ours, theirs = (r.games_of(moment)[columns].to_numpy().tolist() for r in (dense, run))
         for ours_row, theirs_row in zip_longest(ours, theirs):
             if ours_row != theirs_row:
                 texts = [
@@ -234,17 +234,18 @@ def build(study: Study, everything: list[Run], named: list[Named]) -> None:
                 if twins:
                     study.not_compared[run] = reason
                     continue
-            elif twins and run not in twins and (changed := differences(twins[0].machine, run.machine)):
-                told = f"compared all the same with {twins[0].name}, whose past it has: {changed}"
-                named.append(Named("other machine", run.name, told))
             arm = arms.setdefault(run.label, Arm(run.label, run.criterion, run.kind, run.rate))
             arm.runs.setdefault(seed, []).append(run)
             if twins and run.kind not in ("none", "small"):
                 arm.twins[seed] = twins
+                if changed := differences(twins[0].machine, run.machine):
+                    told = f"compared all the same with {twins[0].name}, whose past it has: {changed}"
+                    named.append(Named("other machine", run.name, told))
     study.arms = [arms[label] for label in labels if label in arms]
-    if study.dense and (equals := {seed: runs for seed, runs in study.dense.runs.items() if len(runs) > 1}):
-        others, first = ({seed: runs[part] for seed, runs in equals.items()} for part in (slice(1, None), slice(1)))
-        study.arms.insert(1, Arm("A/A", "A/A", "A/A", 0.0, others, first))
+    forks = {seed: runs[1:] for seed, runs in study.dense.runs.items() if len(runs) > 1} if study.dense else {}
+    if forks:
+        first = {seed: study.dense.runs[seed][:1] for seed in forks}
+        study.arms.insert(1, Arm("A/A", "A/A", "A/A", 0.0, forks, first))
     there = {(run.label, run.seed) for run in study.runs}
     for label in labels:
         if gaps := [str(seed) for seed in seeds if (label, seed) not in there]:
@@ -259,11 +260,17 @@ def counted(runs: list[Run], named: list[Named]) -> list[Run]:
         cells.setdefault((run.label, run.fork_seed), []).append(run)
     once = []
     for (label, _), same in cells.items():
-        same.sort(key=lambda run: len(same) > 1 and -sum(not apart(run, other) for other in runs))
-        once.append(same[0])
-        for run in same[1:]:
-            named.append(Named("counted once", str(run.folder), f"{label} of seed {run.seed} is there as {same[0].folder}"))
+        first = with_most_pairs(same, runs) if len(same) > 1 else same[0]
+        once.append(first)
+        for run in same:
+            if run is not first:
+                named.append(Named("counted once", str(run.folder), f"{label} of seed {run.seed} is there as {first.folder}"))
     return once
+
+
+def with_most_pairs(candidates: list[Run], runs: list[Run]) -> Run:
+    """The candidate that most of the runs can be paired with; of equals the first."""
+    return max(candidates, key=lambda run: sum(not apart(run, other) for other in runs))
 
 
 def find_twins(runs: list[Run]) -> list[Run]:
@@ -271,7 +278,7 @@ def find_twins(runs: list[Run]) -> list[Run]:
     dense = [run for run in runs if run.kind == "none"]
     if not dense:
         return []
-    first = max(dense, key=lambda run: sum(not apart(run, other) for other in runs))  # of equals the first, no fork
+    first = with_most_pairs(dense, runs)  # of equals the first, no fork
     return [first, *(run for run in dense if run is not first and not apart(first, run))]
 
 
@@ -279,12 +286,13 @@ def reason_apart(run: Run, twins: list[Run], everything: list[Run]) -> str:
     """Why a run is not compared with the dense runs of its seed; empty where it is."""
     if run.kind == "small" or run in twins:
         return ""
-    twin = twins[0] if twins else None
-    if twin is None and run.kind != "none":
+    if twins:
+        twin = twins[0]
+    else:  # the dense run of another study that differs least
         same = (run.algorithm, run.env_id, run.seed, "none")
         others = [r for r in everything if r.finished and (r.algorithm, r.env_id, r.seed, r.kind) == same]
         twin = min(others, key=lambda other: len(apart(other, run)), default=None)
         if twin is None:
             return f"there is no finished dense run of seed {run.seed}"
-    difference = apart(twin, run) if twin else ""
+    difference = apart(twin, run)
     return f"it differs from the dense run {twin.name}: {difference}" if difference else ""

@@ -5,7 +5,7 @@ import pandas as pd
 
 
 def number(value, spec: str = ",.0f", infinite: str = "never") -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if pd.isna(value):
         return "-"
     if isinstance(value, float) and np.isinf(value):
         return infinite
@@ -15,7 +15,7 @@ def number(value, spec: str = ",.0f", infinite: str = "never") -> str:
 def span(row: dict, name: str, spec: str = ",.0f") -> str:
     """The interval of a row's number."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return "-" if number(low) == "-" else f"{number(low, spec)} to {number(high, spec, 'more than 1,000')}"
+    return f"{number(low, spec)} to {number(high, spec, 'more than 1,000')}" if pd.notna(low) else "-"
 
 
 COLUMNS = {
@@ -68,7 +68,6 @@ COLUMNS = {
     "bin": ("tenth after the cut", ""),
     "change": ("change against dense", "+.1%"),
     "change~": ("95 % interval of the change", "+.1%"),
-    "family": ("comparisons", ""),
     "iqm": ("mean over seeds of the interquartile mean over games", "+.1%"),
     "iqm~": ("95 % interval", "+.1%"),
     "deviation": ("deviation of the declared difference", ".1%"),

@@ -75,6 +75,8 @@ def test_where_no_skill_was_not_measured_there_is_no_answer(tmp_path):
     floor = NO_SKILL.replace("SpaceInvaders", "Breakout")
     sentences = said(tmp_path, {"none": DENSE, "l1-0.5": SURE} | CONTROL, no_skill=floor)
     assert "There is no answer: what no skill scores in SpaceInvadersNoFrameskip-v4 was not measured." in sentences
+    first_screen = (tmp_path / "report of runs" / "index.html").read_text()
+    assert "What no skill scores in SpaceInvadersNoFrameskip-v4 was not measured. Return after the cut" in first_screen
 
 
 def test_a_positive_control_that_shows_no_loss_takes_the_answer_and_is_named(tmp_path):

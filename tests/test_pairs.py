@@ -206,7 +206,7 @@ def test_a_variant_is_also_compared_with_the_plain_cut_of_its_criterion_and_rate
 
 def test_a_small_dense_network_is_a_control_and_no_twin(tmp_path):
     study(tmp_path / "runs", {"none": DENSE, "l1-0.8": L1})
-    study(tmp_path / "runs", {"none": [80.0, 90.0]}, hidden_size=83)
+    study(tmp_path / "runs", {"none": [80.0, 90.0]}, hidden_size=83, device_name="another CPU")  # no past is compared
     tables = conclude(tmp_path / "runs")
     roles = {"none": "dense", "none, hidden_size 83": "control", "l1-0.8": "exploratory"}
     assert dict(zip(tables["returns"].arm, tables["returns"].role, strict=True)) == roles
@@ -216,8 +216,8 @@ def test_a_small_dense_network_is_a_control_and_no_twin(tmp_path):
 
 def test_a_run_that_is_there_twice_is_counted_once_and_named(tmp_path):
     study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
-    copied = tmp_path / "runs" / "elsewhere"
-    write_run(copied, arm="none", seed=1, score=500.0, num_threads=4)  # the one that fewer arms can be paired with
+    copied = tmp_path / "runs" / "A copy"  # the first in the order of paths, but fewer arms can be paired with it
+    write_run(copied, arm="none", seed=1, score=500.0, num_threads=4)
     tables = conclude(tmp_path / "runs")
     assert row(tables["returns"], "none").seeds == 3 and row(tables["returns"], "none").after_cut == 110
     ((name, reason),) = named(tables).items()

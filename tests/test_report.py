@@ -17,11 +17,11 @@ from analysis import figures, report
 from analysis.design import DESIGN
 from analysis.measures import alike
 from analysis.runs import collect
-from analysis.studies import KINDS
+from analysis.studies import KINDS, build, group
 from prune_utils.basics import UserError
 from prune_utils.run import NEUTRAL
 from tests.conftest import SCRIPTS, rows, summary
-from tests.run_folders import DENSE, L1, conclude, named, row, study, text, write_run
+from tests.run_folders import DENSE, L1, NO_SKILL, conclude, named, row, study, text, write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -194,6 +194,9 @@ BREAK = {
         next(folder.parent.glob("*none__s1*")) / "summary.json", folder
     ),
     "eval.csv is missing": lambda folder: (folder / "eval.csv").unlink(),
+    "eval.csv cannot be read (ValueError: Usecols": lambda folder: (folder / "eval.csv").write_text(
+        (folder / "eval.csv").read_text().replace("length", "steps")
+    ),
     "eval.csv has 1 games final, summary.json 2": short,
     "eval.csv has a mean of": lambda folder: (folder / "eval.csv").write_text(
         (folder / "eval.csv").read_text().replace("120.0", "12.0")
@@ -207,6 +210,7 @@ BREAK = {
     ),
     "summary.json has peak_ram_bytes '1 GB'": lambda folder: change_summary(folder, "time", "peak_ram_bytes", value="1 GB"),
     "summary.json has dense []": lambda folder: change_summary(folder, "multiply_adds", "dense", value=[]),
+    "summary.json has pruned None": lambda folder: change_summary(folder, "pruned", value=None),
     "summary.json has emptied ['x']": lambda folder: change_summary(folder, "emptied", value=["x"]),
     "summary.json has 10,010 entries, and its tensors 10,015": lambda folder: change_summary(
         folder, "tensors", "fc1.bias", "total", value=15
@@ -323,7 +327,8 @@ def test_a_single_run_without_evaluation_games_is_reported_with_what_it_has(tmp_
     (folder / "summary.json").write_text(json.dumps(told))
     (folder / "eval.csv").unlink()
     tables = conclude(folder)
-    assert "it played no evaluation games" in str(tables["named"].reason.tolist()) and tables["costs"].total.tolist() == [10010]
+    told = f"not evaluated: {folder.name}: it played no evaluation games, so only its training returns are compared"
+    assert told in text(folder.parent / f"report of {folder.name}") and tables["costs"].total.tolist() == [10010]
     assert "final" not in tables["returns"] and (folder.parent / f"report of {folder.name}" / "bytes.png").is_file()
 
 
@@ -447,6 +452,36 @@ def test_axes_show_all_means_and_dots_and_cut_off_intervals_that_are_many_times_
     figures.cut_long_intervals([long, short])
     assert long.get_ylim() == short.get_ylim() == pytest.approx((-0.4, 0.5))  # from -0.1 to 0.2, and 0.3 on both sides
     figures.plt.close("all")
+
+
+def test_negative_returns_are_in_the_figure_and_not_upside_down(tmp_path, drawn, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(figures, "save", lambda figure, out, name: shown.setdefault(name, figure.axes[0].get_ylim()))
+    for name, scores in (("low", [-20.0, -19.0, -18.0]), ("high", DENSE)):
+        study(tmp_path / name, {"none": scores, "l1-0.5": scores}, training=[(10 * k, scores[0]) for k in range(1, 201)])
+        conclude(tmp_path / name, no_skill=NO_SKILL.replace("SpaceInvaders", "Pong"))
+        bottom, top = shown.pop(next(key for key in shown if key.startswith("headline")))
+        assert bottom < scores[0] < top and (bottom == 0) == (name == "high")
+        shown.clear()
+
+
+def test_a_variant_has_another_marker_than_the_plain_cut_of_its_criterion(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE[:1], "l1-0.5": L1[:1], "random-0.5": L1[:1]})
+    study(tmp_path / "runs", {"l1-0.5": L1[:1]}, prune_cuts=8)
+    (made,) = group(collect((tmp_path / "runs",), 20)[0])
+    build(made, made.runs, [])
+    looks = figures.looks(made)
+    assert looks["l1"]["color"] == looks["l1 in 8 cuts until 0.8"]["color"] != looks["random"]["color"]
+    assert len({look["marker"] for look in looks.values()}) == 4
+
+
+def test_a_seed_without_games_in_a_tenth_is_not_counted_and_named(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1[:2]})
+    write_run(tmp_path / "runs", arm="l1-0.5", seed=3, training=[(step, 103.0) for step in range(10, 1901, 10)])
+    tables = conclude(tmp_path / "runs")
+    assert row(tables["returns"], "l1-0.5").seeds == 3 and row(tables["returns"], "l1-0.5").after_cut_seeds == 2
+    told = text(tmp_path / "report of runs")
+    assert "No return after the cut of l1 at 0.5 (seed 3): no game ended in a tenth of the steps after it." in told
 
 
 def test_arms_of_one_size_are_those_within_a_distance_of_the_smallest():
