@@ -70,13 +70,19 @@ class Log:
         self.tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
         self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
         self.tensorboard.add_custom_scalars({k: {c: ["Multiline", tags] for c, tags in v.items()} for k, v in LAYOUT.items()})
-        self.sent = own["sent"] if (folder / "wandb_id").exists() else 0  # rows that earlier processes gave to this W&B run
-        self.wandb = start_wandb(folder, config, arm) if config["options"]["track"] else None
+        self.wandb = None
+        if config["options"]["track"]:
+            try:
+                self.wandb = start_wandb(folder, config, arm)
+            except Exception as error:  # its client is a program of its own, which may not start
+                self.lose_wandb(error)
+        self.sent_to = wandb_id(folder)
+        self.sent = own["sent"] if own.get("sent_to") == self.sent_to else 0  # rows that earlier processes gave to this W&B run
         rows = [row.split(",") for row in self.rows[0].splitlines()[1:]]
         for step, tag, value in rows if forked else []:
             self.tensorboard.add_scalar(tag, float(value), int(step))
         for step, tag, value in rows[max(0, self.sent - RESENT) :] if self.wandb else []:
-            self.wandb.log({tag: float(value), "global_step": int(step)})
+            self.track({tag: float(value), "global_step": int(step)})
         self.total = config["options"]["total_timesteps"]
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
         terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
@@ -92,8 +98,21 @@ class Log:
         metrics = metrics | (clocks or {})
         for tag, value in metrics.items():
             self.tensorboard.add_scalar(tag, value, global_step)
+        self.track(metrics | {"global_step": global_step})
+
+    def track(self, row: dict[str, float]) -> None:
+        """Give W&B a row."""
         if self.wandb:
-            self.wandb.log(metrics | {"global_step": global_step})
+            try:
+                self.wandb.log(row)
+            except Exception as error:  # its client is a process of its own, which may have died
+                self.lose_wandb(error)
+
+    def lose_wandb(self, error: Exception) -> None:
+        """W&B never stops a run."""
+        self.wandb = None
+        reason = " ".join(str(error).split())  # on one line
+        say(f"W&B is lost ({type(error).__name__}: {reason}): the run trains on without it", error=True)
 
     def games(self, global_step: int, finished: list[Game]) -> None:
         """Log finished training games."""
@@ -134,7 +153,7 @@ class Log:
         curves = "".join(self.rows)
         sent = curves.count("\n") - 1 if self.wandb else self.sent  # the first line is the header
         state = {"curves": curves, "recent_returns": list(self.recent_returns), "steps": self.steps, "sent": sent}
-        state["at_cut"] = self.at_cut
+        state |= {"at_cut": self.at_cut, "sent_to": self.sent_to}
         return state | {"seconds": self.seconds, "wall_seconds": self.wall_seconds + time.monotonic() - self.started}
 
     def close(self, summary: dict | None = None, games: list[dict] | None = None, files: list[Path] | None = None) -> None:
@@ -158,7 +177,7 @@ def init_wandb(**options):
     settings = wandb.Settings(init_timeout=20, finish_timeout=60, x_transaction_log_flush_interval=1)
     try:
         # a start without a key would ask for one and wait; this only looks whether there is one
-        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
+        if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.login(prompt=False, verify=False):
             raise wandb.errors.UsageError("no API key")
         return wandb.init(settings=settings, **options)
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
@@ -168,12 +187,16 @@ def init_wandb(**options):
         return wandb.init(settings=settings, mode="offline", **options)
 
 
+def wandb_id(folder: Path) -> str | None:
+    """Id of the W&B run that a folder logs to; None where it has not been tracked."""
+    return (folder / "wandb_id").read_text() if (folder / "wandb_id").exists() else None
+
+
 def start_wandb(folder: Path, config: dict, arm: dict):
     """Start the W&B run of a run folder."""
     # the id is made once and kept: two machines must not merge, and an id that was deleted on the server stays blocked
-    if not (folder / "wandb_id").exists():
-        write_atomically(folder / "wandb_id", f"{folder.name[:100]}-{secrets.token_hex(3)}".encode())
-    run_id = os.environ.get("WANDB_RUN_ID") or (folder / "wandb_id").read_text()  # an agent's id wins
+    run_id = os.environ.get("WANDB_RUN_ID") or wandb_id(folder) or f"{folder.name[:100]}-{secrets.token_hex(3)}"
+    write_atomically(folder / "wandb_id", run_id.encode())  # an agent's id wins, also for later processes without the agent
     options = config["options"]
     run = init_wandb(
         project=options["wandb_project_name"],

@@ -62,6 +62,8 @@ def check_common(args) -> None:
     check(0 <= args.checkpoint_minutes < float("inf"), "checkpoint_minutes", "be finite, at least 0", args.checkpoint_minutes)
     named = args.run_name is None or re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}", args.run_name)
     check(bool(named), "run_name", "be 1 to 200 of the characters [A-Za-z0-9_.-], and no dot first", args.run_name)
+    named = re.fullmatch(r"[^/\\#?%:]{1,128}", args.wandb_project_name)
+    check(bool(named), "wandb_project_name", r"be 1 to 128 characters, none of / \ # ? % :", args.wandb_project_name)
     forks = args.fork_seed is None or (args.fork_from is not None and args.fork_seed >= 0)
     check(forks, "fork_seed", "be at least 0 and come with --fork-from", args.fork_seed)
     check(0 <= args.prune_rate < 1, "prune_rate", "lie in [0, 1)", args.prune_rate)

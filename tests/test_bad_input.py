@@ -38,6 +38,7 @@ BOTH = [
     ("num_threads", -1, "be at least 0"),
     ("checkpoint_minutes", -1.0, "be finite, at least 0"),
     ("checkpoint_minutes", float("nan"), "be finite, at least 0"),
+    ("wandb_project_name", "a/b", "be 1 to 128 characters"),
     ("fork_seed", 1, "be at least 0 and come with --fork-from"),
     ("until_cut", True, "come with --prune-type none and without --fork-from"),
     ("run_name", "../elsewhere", NAME),

@@ -31,32 +31,34 @@ class Killed(BaseException):
 
 
 class Client:
-    """A W&B client whose process is killed once it was given so many rows."""
+    """A W&B client that raises `error` once it was given so many rows: Killed is the end of its process."""
 
-    def __init__(self, rows: float):
-        self.history, self.rows = [], rows
+    def __init__(self, rows: float, error: type[BaseException]):
+        self.history, self.rows, self.error = [], rows, error
 
     def define_metric(self, *_, **__):
-        pass
+        if self.rows == 0:
+            raise self.error("the client\nis gone")
 
     def log(self, row: dict) -> None:
         self.history.append(row)
         if len(self.history) >= self.rows:
-            raise Killed
+            raise self.error("the client\nis gone")
 
 
 @pytest.fixture
 def process(monkeypatch, tmp_path):
-    """process(algorithm, track, iterations=None, rows=inf, **options): one process of the run `a`.
+    """process(algorithm, track, iterations=None, rows=inf, error=Killed, **options): one process of the run `a`.
 
-    It writes a checkpoint after each iteration and is killed in its iteration of that number, or once it gave W&B so many
-    rows. Returns whether the run is finished and the points that it gave to W&B.
+    It writes a checkpoint after each iteration and is killed in its iteration of that number, or sees an error once it gave
+    W&B so many rows. Returns whether the run is finished and the points that it gave to W&B; process.ids are those of its runs.
     """
 
-    def run(algorithm: str, track: bool, iterations: int | None = None, rows: float = math.inf, **options):
-        client, done = Client(rows), 0
+    def run(algorithm: str, track: bool, iterations: int | None = None, rows: float = math.inf, error=Killed, **options):
+        client, done = Client(rows, error), 0
 
         def init(**options) -> Client:
+            run.ids.append(options["id"])
             (Path(options["dir"]) / "wandb").mkdir(exist_ok=True)
             return client
 
@@ -83,6 +85,7 @@ def process(monkeypatch, tmp_path):
         gc.collect()  # the lock of the folder goes with the run
         return finished, points(client.history)
 
+    run.ids = []
     return run
 
 
@@ -97,6 +100,30 @@ def test_a_resume_sends_the_last_rows_before_its_checkpoint_again_and_no_others(
 def test_tracking_that_is_switched_on_at_a_resume_sends_every_row_once_and_in_order(process, tmp_path):
     assert process("ppo", track=False, iterations=4) == (False, [])
     assert process("ppo", track=True) == (True, in_curves(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_client_that_does_not_start_or_dies_never_ends_a_training_and_a_resume_sends_all_that_it_lost(
+    rows, process, tmp_path, capsys
+):
+    finished, given = process("ppo", track=True, iterations=4, rows=rows, error=ConnectionError)
+    assert not finished and given == in_curves(tmp_path / "a")[: len(given)] and bool(given) == bool(rows)
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
+    assert told.startswith("W&B is lost (ConnectionError: ") and told.endswith("): the run trains on without it")
+    assert process("ppo", track=True) == (True, in_curves(tmp_path / "a"))
+    assert len(process.ids) == 2 and process.ids[0] == process.ids[1]
+
+
+def test_a_run_of_an_agent_goes_on_in_its_wandb_run_by_hand_and_another_agent_gets_every_row(process, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "agent1")
+    process("ppo", track=True, iterations=4)
+    monkeypatch.delenv("WANDB_RUN_ID")
+    _, by_hand = process("ppo", track=True, iterations=2)
+    monkeypatch.setenv("WANDB_RUN_ID", "agent2")
+    finished, anew = process("ppo", track=True)
+    curves = in_curves(tmp_path / "a")
+    assert process.ids == ["agent1", "agent1", "agent2"] and by_hand[0] == curves[21 - 12]
+    assert finished and anew == curves
 
 
 def test_a_fork_sends_the_rows_of_its_parent_first_and_every_row_once(process, small_run, tmp_path):
@@ -181,6 +208,7 @@ def unreachable(case: str):
         yield {
             "offline": {"WANDB_MODE": "offline"},
             "no key": {},
+            "no key, though online is asked for": {"WANDB_MODE": "online"},
             "a dead server": {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"},
         }[case]
 
@@ -188,6 +216,7 @@ def unreachable(case: str):
 REASONS = {
     "offline": None,
     "no key": "no API key",
+    "no key, though online is asked for": "no API key",
     "a wrong key": "401",
     "a dead server": "127.0.0.1:9: connect: connection refused",
     "a server that never answers": "deadline exceeded",
