@@ -44,12 +44,11 @@ speed() {
 
 # shellcheck disable=SC2329
 study() {
-  local runs=$out/runs finished
-  RUNS_DIR=$runs SEEDS=${SEED:-11} AA=1 RATES="0.5 0.9" timeout "${STUDY:-300}" \
-    scripts/sweep_ppo.sh --num-threads 4 --checkpoint-minutes 1 | tee "$out/study.txt"
-  finished=$(find "$runs" -name summary.json -printf '%h ')
-  # shellcheck disable=SC2086
-  [[ -z $finished ]] || scripts/collect.sh "$out/study" $finished
+  local runs=$out/runs code=0
+  RUNS_DIR=$runs SEEDS=${SEED:-11} AA=1 RATES="0.5 0.9" timeout "${STUDY:-300}" env -u SEED \
+    scripts/sweep_ppo.sh --num-threads 4 --checkpoint-minutes 1 | tee "$out/study.txt" || code=$?
+  mkdir -p "$runs"
+  find "$runs" -name summary.json -printf '%h\0' | xargs -0r scripts/collect.sh "$out/study" && return "$code"
 }
 
 failed=0

@@ -56,7 +56,7 @@ def words(variable: str, default: str, kind: type = str) -> list:
 def number(variable: str, most: int | None = None) -> int:
     """A variable that is one whole number from 0 on, which is its default."""
     text = os.environ.get(variable) or "0"
-    if not text.isdecimal() or len(text) > 6 or (most is not None and int(text) > most):
+    if not text.isdecimal() or len(text) > 6 or (most is not None and text not in ("0", "1")):
         raise UserError(f"{variable} must be {'a whole number below a million' if most is None else '0 or 1'}, got {text}")
     return int(text)
 
@@ -170,7 +170,8 @@ def plan(algorithm: str, options: list[str]) -> None:
     per_run = RUN_BYTES + buffer
     free, total = torch.cuda.mem_get_info() if gpus else memory()
     too_small = total < per_run and not (jobs or gpus or dry_run)
-    jobs = jobs or max(1, gpus) * max(1, min(RUNS_PER_GPU if gpus else cores(), int(free // per_run)))
+    each = max(1, min(RUNS_PER_GPU if gpus else cores(), int(free // per_run)))  # on each GPU, or on the machine
+    jobs = jobs or (max(gpus, min(gpus * each, cores())) if gpus else each)
 
     steps = args.total_timesteps // args.steps_per_iteration * args.steps_per_iteration
     cut = script.cut_iterations(args)[0] * args.steps_per_iteration
@@ -193,7 +194,7 @@ def plan(algorithm: str, options: list[str]) -> None:
         f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "
         "phase one are the commands that end in --until-cut, phase two all others; "
         f"{jobs} side by side, threads {args.num_threads}; {hours}; "
-        f"memory {jobs * per_run / 1e9:.1f} GB of {free / 1e9:.1f} GB, "
+        f"memory {jobs * per_run / 1e9:.1f} GB of {max(1, gpus) * free / 1e9:.1f} GB, "
         f"disk {disk / 1e9:.1f} GB of {shutil.disk_usage(existing).free / 1e9:.0f} GB",
         error=True,
     )

@@ -34,4 +34,5 @@ to_end=$(grep -nve ' --until-cut$' "$list" | cut -d: -f1 | paste -sd,)
 job=$(submit "$to_cut")
 echo "dense runs to their cuts: job $job"
 # afterany, not afterok: one dense run that failed must not hold back the arms of the others
-echo "everything from there on: job $(submit "$to_end" --dependency="afterany:${job%%;*}")"
+rest=$(submit "$to_end" --dependency="afterany:${job%%;*}")
+echo "everything from there on: job $rest"

@@ -95,6 +95,6 @@ trap 'kill -TERM -- "-$(jobs -p)"' TERM INT HUP
 code=0
 wait $! || code=$?
 while [[ -n $(jobs -pr) ]]; do wait $! || code=$?; done # a signal ends the first wait early
-[[ $code != 0 ]] || echo "their report: ${PYTHON:-.venv/bin/python} -m analysis $RUNS_DIR" 2>/dev/null || true
+[[ $code != 0 ]] || echo "their report: $(printf '%q ' "${PYTHON:-.venv/bin/python}" -m analysis "$RUNS_DIR")" 2>/dev/null || true
 [[ -z $dashboard || $code == 143 ]] || echo "the W&B view and report of these runs: $dashboard" 2>/dev/null || true
 exit "$code"

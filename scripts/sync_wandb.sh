@@ -9,7 +9,7 @@ set -euo pipefail
 scripts=$(dirname "$0")
 python=${PYTHON:-$scripts/../.venv/bin/python}
 shopt -s nullglob
-(($# > 0)) || set -- runs/*/
+(($# > 0)) || set -- "$scripts"/../runs/*/
 
 # Half a minute of trying is enough to say that there is no server; by default it takes many minutes.
 export WANDB_X_GRAPHQL_RETRY_MAX=${WANDB_X_GRAPHQL_RETRY_MAX:-4} WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS=5
@@ -25,9 +25,9 @@ for folder in "$@"; do
     ((${#files[@]} > 0)) && [[ ! -e ${files[0]}.synced ]] || continue
     "$python" "$scripts/mend_wandb.py" "${files[@]}"
     (($(stat -c %s "${files[0]}") > 7)) || continue # killed at its start: a header, and nothing to send
-    # `wandb sync` exits 0 whatever happens, but it prints what went wrong
-    if output=$("$python" -m wandb sync "$run" 2>&1) && ! grep -qiE 'error|fail|unable' <<<"$output" &&
-      [[ -e ${files[0]}.synced ]]; then
+    # `wandb sync` exits 0 whatever happens, but it prints what went wrong, beside paths and the name of the run
+    if output=$("$python" -m wandb sync "$run" 2>&1) && [[ -e ${files[0]}.synced ]] &&
+      ! grep -qiE 'error|fail|unable' <<<"$(sed -E 's|[^ ]*/[^ ]*||g' <<<"${output//"$(basename "$folder")"/}")"; then
       echo "synced $run"
     else
       echo "$output" >&2

@@ -116,6 +116,15 @@ def test_quickstart_trains_nothing_when_the_installation_fails(tmp_path):
     assert done.returncode == 3 and len(calls) == 1
 
 
+# ------------------------------------------------------------------------------------------------------------------ slurm
+def test_a_second_array_that_slurm_refuses_is_a_failure(tmp_path):
+    (tmp_path / "sbatch").write_text('#!/usr/bin/env bash\n[[ "$*" != *--dependency* ]] || exit 3\necho 7\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    words = [str(ROOT / "scripts" / "slurm.sh"), "bash", "-c", "echo 'a --until-cut'; echo b"]
+    done = bash(*words, PATH=f"{tmp_path}:{os.environ['PATH']}", RUNS_DIR=str(tmp_path / "runs"))
+    assert done.returncode == 3 and done.stdout == "dense runs to their cuts: job 7\n"
+
+
 # ---------------------------------------------------------------------------------------------------------------- collect
 def collect(*words) -> subprocess.CompletedProcess:
     return bash(str(ROOT / "scripts" / "collect.sh"), *map(str, words))

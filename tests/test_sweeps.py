@@ -162,6 +162,13 @@ def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_f
     assert all(other == lists[0] for other in lists) and "__num_threads-1" in lists[0][0]  # 16 cores for 2 GPUs of 8 runs each
     plan("ppo", "--num-threads", "4")
     assert "__num_threads-4" in capsys.readouterr().out.splitlines()[1]
+    for count, gpus, jobs in ((2, 1, 2), (4, 4, 4), (2, 4, 4)):  # a run for each core, and for each GPU at least
+        monkeypatch.setattr(plan_sweep, "cores", lambda count=count: count)
+        monkeypatch.setattr(plan_sweep.torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(plan_sweep.torch.cuda, "mem_get_info", lambda: (70e9, 80e9))
+        plan("ppo")
+        printed = capsys.readouterr()
+        assert printed.out.startswith(f"{jobs} ") and f"GB of {70 * gpus}.0 GB" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -186,6 +193,7 @@ def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_f
         (f"JOBS=1{'0' * 400}", "error: JOBS must be a whole number below a million, got 10"),
         ("AA=yes", "error: AA must be 0 or 1, got yes"),
         ("DRY_RUN=2", "error: DRY_RUN must be 0 or 1, got 2"),
+        ("DRY_RUN=01", "error: DRY_RUN must be 0 or 1, got 01"),
         ("FORKS=-3", "error: FORKS must be a whole number below a million, got -3"),
         ("SEED=2", "error: SEED must be written SEEDS, got SEED=2"),
     ],

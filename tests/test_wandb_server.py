@@ -49,7 +49,7 @@ def test_an_online_run_sends_every_row_once_and_in_order_with_its_group_summary_
 
 
 def test_a_run_killed_and_resumed_offline_is_synced_whole_though_its_files_are_torn(tmp_path, monkeypatch):
-    folder = tmp_path / "r"
+    folder = tmp_path / "failure-1"  # a word that tells of trouble in what `wandb sync` prints
     with serving() as server:
         env = online(tmp_path, server)
         monkeypatch.setenv("WANDB_MODE", "offline")
