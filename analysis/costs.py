@@ -6,7 +6,6 @@
 It prints two Markdown tables: the measurements, and the sparsity from which on each format or form pays.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.figures import crossing
 from analysis.views import markdown
-from prune_utils.basics import UserError, check, exit_codes
+from prune_utils.basics import UserError, check, check_file, exit_codes
 from prune_utils.run import CRITERIA
 
 FORMATS = ("coo", "csr_int64", "csr_int32", "bitmask", "bitmask_fp16_lossy", "zlib_of_dense", "zstd_of_dense", "packed")
@@ -148,8 +147,8 @@ def main() -> None:
     with exit_codes():
         args = tyro.cli(Args, prog="python -m analysis.costs", description=__doc__)
         check(args.figure is None or args.figure.suffix in (".png", ".svg"), "figure", "end in .png or .svg", args.figure)
-        writable = args.figure is None or (os.access(args.figure.parent, os.W_OK | os.X_OK) and not args.figure.is_dir())
-        check(writable, "figure", "be a file in a folder that can be written", args.figure)
+        if args.figure:
+            check_file("figure", args.figure)
         if not args.csvs:
             raise UserError("CSV must be at least one file that evals.efficiency wrote, got none")
         rows = pd.concat([read(path) for path in args.csvs], ignore_index=True)

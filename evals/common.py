@@ -1,7 +1,6 @@
 """What the two evaluators share: options, the loading of a saved model, and its games."""
 
 import csv
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 import torch.nn as nn
 import tyro
 
-from prune_utils.basics import UserError, check, derive_seed
+from prune_utils.basics import UserError, check, check_file, derive_seed
 from prune_utils.device import fold_convolutions
 from prune_utils.evaluation import play, record_video, statistics
 from prune_utils.games import AtariGames
@@ -92,10 +91,11 @@ def run(
     if args.prune_type != "none":
         parts += [f"{args.prune_type}-{args.prune_rate:g}", args.prune_scope]
         parts += ["no-bias"] * (not args.prune_bias) + ["no-head"] * (not args.prune_head)
+    parts += [args.env_id.replace("/", "-")] if args.env_id else []
+    parts += [args.model.stem] * (args.model.is_file() and args.model.stem not in ("model", "model_packed"))
     out = args.out or folder_of(args.model) / f"{'_'.join(parts)}.csv"
     network, env_id = load(args.model, network_class, args.env_id)
-    writable = os.access(out.parent, os.W_OK | os.X_OK) and not out.is_dir()
-    check(writable, "out", "be a file in a folder that can be written", out)
+    check_file("out", out)
 
     torch.set_flush_denormal(True)  # as in training
     tensors = prunable(network, args.prune_bias, args.prune_head)

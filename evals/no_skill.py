@@ -6,7 +6,6 @@ A held action is played as an evaluation plays a DQN: with epsilon 0.01, whole g
 file are replaced, those of other games are kept. The report draws random play and the best held action beside every score.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pandas as pd
 import torch
 import tyro
 
-from prune_utils.basics import check, derive_seed, exit_codes, write_atomically
+from prune_utils.basics import check, check_file, derive_seed, exit_codes, write_atomically
 from prune_utils.evaluation import Policy, play, statistics
 from prune_utils.games import AtariGames, atari_spec
 
@@ -68,9 +67,8 @@ def main() -> None:
         check(args.seed >= 0, "seed", "be at least 0", args.seed)
         check(args.num_threads >= 0, "num_threads", "be at least 0", args.num_threads)
         atari_spec(args.env_id)
-        folder, columns = args.out.parent, ["env_id", "policy", "mean"]
-        writable = os.access(folder, os.W_OK | os.X_OK) and not args.out.is_dir()
-        check(writable, "out", "be a file in a folder that can be written", args.out)
+        check_file("out", args.out)
+        columns = ["env_id", "policy", "mean"]
         earlier = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame(columns=columns)
         check(set(columns) <= set(earlier), "out", f"be a table with the columns {', '.join(columns)}", args.out)
         num_actions = AtariGames(args.env_id, 1, 0).num_actions

@@ -33,6 +33,13 @@ def check(holds: bool, option: str, rule: str, value) -> None:
         raise UserError(f"--{option.replace('_', '-')} must {rule}, got {value}")
 
 
+def check_file(option: str, path: Path) -> None:
+    """Raise UserError unless a file can be written there, which is asked before hours of work for it."""
+    places = (path.parent, path) if path.exists() else (path.parent,)
+    writable = not path.is_dir() and all(os.access(place, os.W_OK) for place in places) and os.access(path.parent, os.X_OK)
+    check(writable, option, "be a file in a folder that can be written", path)
+
+
 def say(message: str, error: bool = False) -> None:
     """Print a line above the progress bar. Output that can't be written never ends a training."""
     stream = sys.stderr if error else sys.stdout

@@ -245,6 +245,11 @@ def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays
     coo = int(out.split(" as coo")[0].split()[-1].replace(",", ""))
     assert 1_330_000 < coo < 1_400_000  # 20 bytes for each of a fifth of 201,000 entries, 36 in convolutions
     assert (folder / "games-1_s1_greedy_l1-0.8_layer.csv").is_file() and (folder / "model.pt").read_bytes() == before
+    for name in ("a.pt", "b.pt"):
+        shutil.copy(folder / "model.pt", folder / name)
+        evaluator("ppo", monkeypatch, folder / name, "--eval-episodes=1", "--env-id=ALE/SpaceInvaders-v5")
+    written = {path.name for path in folder.glob("games-*_sampled*.csv")}
+    assert written == {f"games-1_s1_sampled_ALE-SpaceInvaders-v5_{name}.csv" for name in "ab"}
 
 
 def test_the_agent_that_the_quickstart_plays_has_lost_half_of_every_tensor_and_beats_random_play(monkeypatch, tmp_path):

@@ -49,6 +49,9 @@ def test_what_can_not_be_exported_is_one_line_and_writes_nothing(tmp_path, monke
         export, "onnx_network", lambda data: lambda frames: [torch.zeros(100, 6).numpy(), torch.zeros(100).numpy()]
     )
     assert run(monkeypatch, agent, "--out", tmp_path / "a.onnx") == 1
+    undefined = [torch.zeros(100, 6).numpy(), torch.full((100,), torch.nan).numpy()]
+    monkeypatch.setattr(export, "onnx_network", lambda data: lambda frames: undefined)
+    assert run(monkeypatch, agent, "--out", tmp_path / "a.onnx") == 1
     assert run(monkeypatch, tmp_path / "nothing", "--out", tmp_path / "a.onnx") == 2
     assert run(monkeypatch, agent, "--out", tmp_path / "nowhere" / "a.onnx") == 2
     for name, change in (
@@ -65,8 +68,9 @@ def test_what_can_not_be_exported_is_one_line_and_writes_nothing(tmp_path, monke
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert run(monkeypatch, agent) == 2
     told = capsys.readouterr().err.splitlines()
+    assert "nothing is written" in told[0] and "outputs are nan" in told.pop(1)
     assert len(told) == 7 and not any(tmp_path.iterdir())
-    assert "nothing is written" in told[0] and told[1].endswith("no such file") and told[2].startswith("error: --out must be")
+    assert told[1].endswith("no such file") and told[2].startswith("error: --out must be")
     assert all(line.endswith("ValueError: a layer without units, or weights that are not finite") for line in told[3:5])
     assert "size mismatch for conv1.bias: " in told[5] and told[5].endswith("current model is torch.Size([32]).")
     assert told[6] == "error: onnxruntime is not installed: pip install -r requirements-export.txt"
