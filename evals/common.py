@@ -94,10 +94,10 @@ def run(
     parts += [args.env_id.replace("/", "-")] if args.env_id else []
     parts += [args.model.stem] * (args.model.is_file() and args.model.stem not in ("model", "model_packed"))
     out = args.out or folder_of(args.model) / f"{'_'.join(parts)}.csv"
+    torch.set_flush_denormal(True)  # as in training; threads that torch starts in `load` inherit it
     network, env_id = load(args.model, network_class, args.env_id)
     check_file("out", out)
 
-    torch.set_flush_denormal(True)  # as in training
     tensors = prunable(network, args.prune_bias, args.prune_head)
     masks = make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, derive_seed(args.seed, "mask"))
     for name, mask in masks.items():

@@ -308,6 +308,31 @@ def test_a_run_that_gets_a_signal_while_it_is_saved_is_finished(small_run, tmp_p
     assert signals and bits(tmp_path / "a") == bits(small_run("ppo", "short", **SHORT["ppo"], prune_rate=0.5))
 
 
+def test_a_run_that_was_started_anew_resumes_without_overwrite_as_it_says(small_run, tmp_path, monkeypatch, main, capsys):
+    folder, listen = tmp_path / "a", Run.listen
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "listen", lambda run: listen(run) or os.kill(os.getpid(), signal.SIGTERM))
+        assert main("ppo", short("ppo", folder, overwrite=True)) == 143
+    told = capsys.readouterr().err
+    assert "stopped by SIGTERM; the same command without --overwrite resumes from step 0" in told
+    assert main("ppo", short("ppo", folder)) == 0 and "resumed at step 0" in capsys.readouterr().out
+    assert bits(folder) == bits(small_run("ppo", "short", **SHORT["ppo"], prune_rate=0.5))
+
+
+def test_a_run_folder_starts_anew_from_its_own_copy_of_the_source_and_keeps_it_and_its_commit(small_run, tmp_path):
+    folder = shutil.copytree(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"), tmp_path / "a")
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.glob("source/**/*.py")}
+    changed_config = json.loads((folder / "config.json").read_text()) | {"git": "of the copy"}
+    (folder / "config.json").write_text(json.dumps(changed_config))
+    options = short("ppo", folder, prune_type="none", until_cut=True, overwrite=True)
+    words = [sys.executable, folder / "source" / "ppo_atari_prune.py", *flags(options)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.relative_to(folder): path.read_bytes() for path in folder.glob("source/**/*.py")} == before and len(before) > 5
+    config = json.loads((folder / "config.json").read_text())
+    assert config["git"] == "of the copy" and config["options"]["until_cut"] and not (folder / "summary.json").exists()
+
+
 def test_a_signal_while_the_checkpoint_is_read_ends_the_run_and_nothing_is_lost(small_run, tmp_path, monkeypatch, main, capsys):
     dense = small_run("ppo", "short", **SHORT["ppo"], prune_type="none")
     folder, restore = shutil.copytree(dense, tmp_path / "a"), AtariGames.load_state_dict

@@ -283,6 +283,13 @@ def test_a_prune_point_of_another_run_copied_into_a_parent_is_refused_by_what_di
     assert not (tmp_path / "r").exists()
 
 
+def test_a_fork_from_an_empty_name_is_refused_and_does_not_train_from_scratch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a shell variable that is not set
+    with pytest.raises(UserError, match=r"^--fork-from must be the folder of a dense run that has reached its cut, got \.$"):
+        Run(small(tmp_path, **SHORT["ppo"], prune_type="none", fork_from="", fork_seed=1), "ppo", script.__file__)
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize("cuts_done", [1, 0])
 def test_a_fork_goes_on_from_no_checkpoint_but_its_own_and_its_parents_prune_point(small_run, tmp_path, cuts_done):
     # the same seed and options: from scratch with another criterion, before its cut or after it
