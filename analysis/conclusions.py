@@ -201,12 +201,13 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     """All sentences of a study, the declared comparison first."""
     told = [answer.long, *([no_skill.in_words] if no_skill else [])]
     told += [of_dense(row) for row in tables["returns"] if row["role"] == "dense" and "after_cut" in row]
-    without: dict[str, list[str]] = {}
-    for run in study.arm_runs:
-        if np.isnan(run.value("after_cut")):
-            without.setdefault(name_of(run.label), []).append(str(run.seed))
+    without = []
+    for arm in study.arms:
+        counted = arm.by_seed(lambda run: run.value("after_cut"))
+        if arm.kind != "A/A" and (seeds := [str(seed) for seed in arm.runs if seed not in counted]):
+            without.append(f"{name_of(arm.label)} (seed {', '.join(seeds)})")
     if without:
-        names = "; ".join(f"{name} (seed {', '.join(seeds)})" for name, seeds in without.items())
+        names = "; ".join(without)
         told.append(f"No return after the cut of {names}: no game ended in a tenth of the steps after it. Train longer.")
     compared = [row for row in tables["changes"] if row["pairs"]]
     for role in ("A/A", "positive control", "exploratory"):

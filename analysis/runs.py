@@ -305,7 +305,7 @@ def collect(places: tuple[Path, ...], window: int) -> tuple[list[Run], list[Name
             named.append(Named("broken", run.name, str(broken)))
         else:
             if not run.scores:
-                reason = "it played no evaluation games, so only its training returns are compared"
+                reason = "it played no evaluation games, so it has training returns only"
                 named.append(Named("not evaluated", run.name, reason))
     for parent in sorted({folder.parent for folder in folders.values() if folder not in places} | set(places)):
         for log in sorted(parent.glob("*__s*.log")):

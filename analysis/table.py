@@ -78,7 +78,7 @@ def column(folder: Path) -> dict[str, str]:
 
 def labels(runs: list[str]) -> list[str]:
     """Names of the folders without the parts, between `__`, that all of them share; paths where that makes two the same."""
-    names = [Path(run).name.split("__") for run in runs]
+    names = [Path(run).absolute().name.split("__") for run in runs]
     shared = set.intersection(*map(set, names))
     short = ["__".join(part for part in name if part not in shared) or "__".join(name) for name in names]
     return short if len(set(short)) == len(runs) else runs

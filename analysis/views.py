@@ -48,6 +48,7 @@ COLUMNS = {
     "mean~": ("95 % interval", ",.0f"),
     "before_prune": ("before the cut", ",.1f"),
     "after_prune": ("right after it", ",.1f"),
+    "after_cut_seeds": ("seeds with a return after the cut", ""),
     "after_cut": ("return after the cut", ",.1f"),
     "after_cut~": ("95 % interval", ",.0f"),
     "late": ("late return", ",.1f"),
@@ -119,8 +120,8 @@ TREND = {
 VIEWS = {
     "changes": "study arm role runs " + " ".join(CHANGES),
     "variants": "study arm against pairs after_cut after_cut~ simultaneous~ after_cut_points late late~ final final~",
-    "returns": "study arm role seeds runs after_cut after_cut~ late late~ final final~ before_prune after_prune "
-    "not_above_no_skill",
+    "returns": "study arm role seeds runs after_cut_seeds after_cut after_cut~ late late~ final final~ before_prune "
+    "after_prune not_above_no_skill",
     "no_skill": "game what policy epsilon games mean mean~",
     "evaluations": "study arm moment networks mean games distinct commonest_action held not_above_no_skill",
     "noise": "study source runs deviation deviation~ df pairs power needed needed~",

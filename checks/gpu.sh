@@ -47,6 +47,7 @@ study() {
   local runs=$out/runs code=0
   RUNS_DIR=$runs SEEDS=${SEED:-11} AA=1 RATES="0.5 0.9" timeout "${STUDY:-300}" env -u SEED \
     scripts/sweep_ppo.sh --num-threads 4 --checkpoint-minutes 1 | tee "$out/study.txt" || code=$?
+  [[ $code != 124 ]] || code=0 # the time is up: the same command goes on
   mkdir -p "$runs"
   find "$runs" -name summary.json -printf '%h\0' | xargs -0r scripts/collect.sh "$out/study" && return "$code"
 }

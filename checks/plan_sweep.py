@@ -53,11 +53,11 @@ def words(variable: str, default: str, kind: type = str) -> list:
     return values
 
 
-def number(variable: str, most: int | None = None) -> int:
-    """A variable that is one whole number from 0 on, which is its default."""
+def number(variable: str, flag: bool = False) -> int:
+    """A variable that is one whole number from 0 on, which is its default; of a flag 0 or 1."""
     text = os.environ.get(variable) or "0"
-    if not text.isdecimal() or len(text) > 6 or (most is not None and text not in ("0", "1")):
-        raise UserError(f"{variable} must be {'a whole number below a million' if most is None else '0 or 1'}, got {text}")
+    if text not in ("0", "1") and (flag or not text.isdecimal() or len(text) > 6):
+        raise UserError(f"{variable} must be {'0 or 1' if flag else 'a whole number below a million'}, got {text}")
     return int(text)
 
 
@@ -77,7 +77,7 @@ def read_variables(args) -> dict:
     types = words("TYPES", "l1 random")
     if unknown := set(types) - set(CRITERIA):
         raise UserError(f"TYPES must be words of {' '.join(CRITERIA)}, got {' '.join(sorted(unknown))}")
-    if number("GRADUAL", 1) and not set(types) & {"l1", "random"}:
+    if number("GRADUAL", flag=True) and not set(types) & {"l1", "random"}:
         raise UserError(f"GRADUAL must be 0 where TYPES has no unstructured type, got TYPES={' '.join(types)}")
     return matrix | {"prune_type": types}
 
@@ -154,8 +154,8 @@ def plan(algorithm: str, options: list[str]) -> None:
             raise UserError(f"{word} can't be an option of every run: {REFUSED[name]}")
     script = SCRIPTS[algorithm]
     args = replace(parse_options(script.Args, script.__doc__, options), runs_dir=os.environ.get("RUNS_DIR") or "runs")
-    jobs, forks, aa, dry_run = number("JOBS"), number("FORKS"), bool(number("AA", 1)), number("DRY_RUN", 1)
-    gradual = bool(number("GRADUAL", 1))
+    jobs, forks, aa, dry_run = number("JOBS"), number("FORKS"), bool(number("AA", flag=True)), number("DRY_RUN", flag=True)
+    gradual = bool(number("GRADUAL", flag=True))
     if gradual and any(word.replace("_", "-").startswith("--prune-cuts") for word in options):
         raise UserError(f"--prune-cuts can't be an option of every run with GRADUAL=1, which adds arms of {CUTS} cuts")
 

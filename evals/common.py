@@ -45,7 +45,7 @@ class Args:
     capture_video: bool = False
     """record one more game as an mp4 in colour"""
     out: Path | None = None
-    """CSV file of the games; None is a name made of the options, beside the model"""
+    """CSV file of the games; None is a name made of the options and the model's file, beside the model"""
 
 
 def folder_of(model: Path) -> Path:

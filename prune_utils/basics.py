@@ -35,8 +35,8 @@ def check(holds: bool, option: str, rule: str, value) -> None:
 
 def check_file(option: str, path: Path) -> None:
     """Raise UserError unless a file can be written there, which is asked before hours of work for it."""
-    places = (path.parent, path) if path.exists() else (path.parent,)
-    writable = not path.is_dir() and all(os.access(place, os.W_OK) for place in places) and os.access(path.parent, os.X_OK)
+    writable = os.access(path.parent, os.W_OK | os.X_OK) and not path.is_dir()
+    writable = writable and (not path.exists() or os.access(path, os.W_OK))
     check(writable, option, "be a file in a folder that can be written", path)
 
 

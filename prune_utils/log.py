@@ -111,8 +111,8 @@ class Log:
     def lose_wandb(self, error: Exception) -> None:
         """W&B never stops a run."""
         self.wandb = None
-        reason = " ".join(str(error).split())  # on one line
-        say(f"W&B is lost ({type(error).__name__}: {reason}): the run trains on without it", error=True)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # on one line
+        say(f"W&B is lost ({reason}): the run trains on without it; a resume sends what is missing", error=True)
 
     def games(self, global_step: int, finished: list[Game]) -> None:
         """Log finished training games."""

@@ -315,7 +315,7 @@ class Run:
         source = {file.relative_to(self.script.parent): file.read_bytes() for file in source_files(self.script)}
         describe = ["git", "-C", str(self.script.parent), "describe", "--always", "--dirty"]
         git = subprocess.run(describe, capture_output=True, text=True).stdout.strip() if shutil.which("git") else None
-        git = read_config(self.script.parents[1]).get("git", git)  # a run folder knows of which commit its copy is
+        git = read_config(self.script.parent.parent).get("git", git)  # a run folder knows of which commit its copy is
         versions = {"python": sys.version.split()[0], "numpy": np.__version__, "gymnasium": gym.__version__}
         self.config |= {"versions": versions, "git": git or None, "command": sys.argv, "parent": self.args.fork_from}
         self.delete(obsolete)  # the copy that runs may be this folder's own

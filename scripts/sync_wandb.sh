@@ -26,8 +26,10 @@ for folder in "$@"; do
     "$python" "$scripts/mend_wandb.py" "${files[@]}"
     (($(stat -c %s "${files[0]}") > 7)) || continue # killed at its start: a header, and nothing to send
     # `wandb sync` exits 0 whatever happens, but it prints what went wrong, beside paths and the name of the run
-    if output=$("$python" -m wandb sync "$run" 2>&1) && [[ -e ${files[0]}.synced ]] &&
-      ! grep -qiE 'error|fail|unable' <<<"$(sed -E 's|[^ ]*/[^ ]*||g' <<<"${output//"$(basename "$folder")"/}")"; then
+    code=0
+    output=$("$python" -m wandb sync "$run" 2>&1) || code=$?
+    words=$(tr -s '[:space:]' '\n' <<<"$output" | grep -v / | grep -vwFe "$(basename "$folder")") || true
+    if [[ $code == 0 && -e ${files[0]}.synced ]] && ! grep -qiE 'error|fail|unable' <<<"$words"; then
       echo "synced $run"
     else
       echo "$output" >&2

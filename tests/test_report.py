@@ -327,7 +327,7 @@ def test_a_single_run_without_evaluation_games_is_reported_with_what_it_has(tmp_
     (folder / "summary.json").write_text(json.dumps(told))
     (folder / "eval.csv").unlink()
     tables = conclude(folder)
-    told = f"not evaluated: {folder.name}: it played no evaluation games, so only its training returns are compared"
+    told = f"not evaluated: {folder.name}: it played no evaluation games, so it has training returns only"
     assert told in text(folder.parent / f"report of {folder.name}") and tables["costs"].total.tolist() == [10010]
     assert "final" not in tables["returns"] and (folder.parent / f"report of {folder.name}" / "bytes.png").is_file()
 
