@@ -170,8 +170,9 @@ def plan(algorithm: str, options: list[str]) -> None:
     per_run = RUN_BYTES + buffer
     free, total = torch.cuda.mem_get_info() if gpus else memory()
     too_small = total < per_run and not (jobs or gpus or dry_run)
-    each = max(1, min(RUNS_PER_GPU if gpus else cores(), int(free // per_run)))  # on each GPU, or on the machine
-    jobs = jobs or (max(gpus, min(gpus * each, cores())) if gpus else each)
+    places = max(1, gpus)  # with that much free memory each
+    each = min(RUNS_PER_GPU if gpus else cores(), int(free // per_run))
+    jobs = jobs or max(places, min(places * each, cores()))
 
     steps = args.total_timesteps // args.steps_per_iteration * args.steps_per_iteration
     cut = script.cut_iterations(args)[0] * args.steps_per_iteration
@@ -194,7 +195,7 @@ def plan(algorithm: str, options: list[str]) -> None:
         f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "
         "phase one are the commands that end in --until-cut, phase two all others; "
         f"{jobs} side by side, threads {args.num_threads}; {hours}; "
-        f"memory {jobs * per_run / 1e9:.1f} GB of {max(1, gpus) * free / 1e9:.1f} GB, "
+        f"memory {jobs * per_run / 1e9:.1f} GB of {places * free / 1e9:.1f} GB, "
         f"disk {disk / 1e9:.1f} GB of {shutil.disk_usage(existing).free / 1e9:.0f} GB",
         error=True,
     )

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -72,10 +73,8 @@ class Log:
         self.tensorboard.add_custom_scalars({k: {c: ["Multiline", tags] for c, tags in v.items()} for k, v in LAYOUT.items()})
         self.wandb = None
         if config["options"]["track"]:
-            try:
+            with self.without_wandb_at_worst():
                 self.wandb = start_wandb(folder, config, arm)
-            except Exception as error:  # its client is a program of its own, which may not start
-                self.lose_wandb(error)
         self.sent_to = wandb_id(folder)
         self.sent = own["sent"] if own.get("sent_to") == self.sent_to else 0  # rows that earlier processes gave to this W&B run
         rows = [row.split(",") for row in self.rows[0].splitlines()[1:]]
@@ -103,16 +102,18 @@ class Log:
     def track(self, row: dict[str, float]) -> None:
         """Give W&B a row."""
         if self.wandb:
-            try:
+            with self.without_wandb_at_worst():
                 self.wandb.log(row)
-            except Exception as error:  # its client is a process of its own, which may have died
-                self.lose_wandb(error)
 
-    def lose_wandb(self, error: Exception) -> None:
-        """W&B never stops a run."""
-        self.wandb = None
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # on one line
-        say(f"W&B is lost ({reason}): the run trains on without it; a resume sends what is missing", error=True)
+    @contextmanager
+    def without_wandb_at_worst(self):
+        """W&B never stops a run: its client is a process of its own, which may not start or may die."""
+        try:
+            yield
+        except Exception as error:
+            self.wandb = None
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # on one line
+            say(f"W&B is lost ({reason}): the run trains on without it; a resume sends what is missing", error=True)
 
     def games(self, global_step: int, finished: list[Game]) -> None:
         """Log finished training games."""
