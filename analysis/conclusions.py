@@ -79,13 +79,13 @@ def obstacles(study: Study, changes: list[dict], returns: list[dict], no_skill: 
         reasons.append(f"what no skill scores in {study.first.env_id} was not measured")
     elif not dense.get("after_cut_low" if enough else "after_cut", np.nan) > no_skill.ceiling:
         interval = f", 95 % interval {span(dense, 'after_cut')}" if pd.notna(dense.get("after_cut_low")) else ""
-        floor = f"the best that no skill scores ({no_skill.best:,.0f}, at most {no_skill.ceiling:,.0f})"
+        floor = f"the best that no skill scores ({number(no_skill.best)}, at most {number(no_skill.ceiling)})"
         reasons.append(f"dense ({number(dense.get('after_cut'))}{interval}) is not clearly above {floor}")
     controls = [row for row in changes if row["role"] == "positive control" and row["pairs"] >= MIN_SEEDS]
     if pairs >= MIN_SEEDS:
-        if failed := [row for row in controls if not scaled(row, "after_cut")[2] < 0]:
-            told = "; ".join(f"{name_of(row['arm'])}: {change_in_words(row, 'after_cut')}" for row in failed)
-            reasons.append(f"the positive control shows no loss, so that none could be seen here ({told})")
+        if controls and not any(scaled(row, "after_cut")[2] < 0 for row in controls):
+            told = "; ".join(f"{name_of(row['arm'])}: {change_in_words(row, 'after_cut')}" for row in controls)
+            reasons.append(f"no positive control shows a loss, so that none could be seen here ({told})")
         exploratory = [row for row in changes if row["role"] == "exploratory" and row["pairs"] >= MIN_SEEDS]
         if not controls and not any(scaled(row, "simultaneous")[2] < 0 for row in exploratory):
             told = f"no positive control ran in {MIN_SEEDS} seeds, and no other arm shows a loss"
@@ -190,8 +190,9 @@ def of_equal_parameters(rows: list[dict]) -> str:
 def of_evaluations(rows: list[dict]) -> list[str]:
     """Of evaluations that show no skill."""
     named = [(row, f"{name_of(row['arm'])} {MOMENTS[row['moment']]}") for row in rows]
-    named = [(row, name) for row, name in named if row["moment"] != "before_prune" or row["arm"] == "none"]  # all have one past
-    low = [f"{name} ({row['mean']:,.0f})" for row, name in named if row["not_above_no_skill"]]
+    # pruned arms have the past of dense
+    named = [(row, name) for row, name in named if row["moment"] != "before_prune" or row["arm"].startswith("none")]
+    low = [f"{name} ({number(row['mean'])})" for row, name in named if row["not_above_no_skill"]]
     held = [f"{name} ({row['held']})" for row, name in named if row["held"]]
     told = [f"Evaluations that are not above no skill: {'; '.join(low)}."] if low else []
     return told + ([f"Evaluations of held actions: {'; '.join(held)}."] if held else [])
@@ -202,13 +203,14 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     told = [answer.long, *([no_skill.in_words] if no_skill else [])]
     told += [of_dense(row) for row in tables["returns"] if row["role"] == "dense" and "after_cut" in row]
     without = []
-    for arm in study.arms:
-        counted = arm.by_seed(lambda run: run.value("after_cut"))
-        if arm.kind != "A/A" and (seeds := [str(seed) for seed in arm.runs if seed not in counted]):
-            without.append(f"{name_of(arm.label)} (seed {', '.join(seeds)})")
+    for arm in (arm for arm in study.arms if arm.kind != "A/A"):
+        lacking = [run for run in arm.all_runs if np.isnan(run.value("after_cut"))]
+        seeds = [f"{run.seed}" + f" fork {run.fork_seed}" * (run.fork_seed is not None) for run in lacking]
+        without += [f"{name_of(arm.label)} (seed {', '.join(seeds)})"] if seeds else []
     if without:
-        names = "; ".join(without)
-        told.append(f"No return after the cut of {names}: no game ended in a tenth of the steps after it. Train longer.")
+        after = any(run.summary["global_step"] > run.cut_step for run in study.arm_runs)
+        why = "no game ended in a tenth of the steps after it. Train longer" if after else "no steps come after it"
+        told.append(f"No return after the cut of {'; '.join(without)}: {why}.")
     compared = [row for row in tables["changes"] if row["pairs"]]
     for role in ("A/A", "positive control", "exploratory"):
         told += [of_arm(row) for row in compared if row["role"] == role]

@@ -6,6 +6,7 @@
 It prints two Markdown tables: the measurements, and the sparsity from which on each format or form pays.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,9 +30,9 @@ COLUMNS = {"algorithm", "arm", "prune_type", "sparsity", "form", "device", "torc
 COLUMNS |= {f"{name}_bytes" for name in FORMATS}
 MEASURES = {"file_bytes", "resident_bytes", "load_ms", "units", "multiply_adds"}
 """columns that a CSV file must have, those of MEASURES perhaps without values
-
-Latencies are named us_<batch>x<threads>, with their quartiles in _q25 and _q75.
 """
+LATENCY = r"us_(\d+)x(\d+)"
+"""columns of median latencies, by batch and threads; their quartiles have _q25 and _q75 at the end"""
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Args:
 def read(path: Path) -> pd.DataFrame:
     try:
         rows = pd.read_csv(path)
+        numbers = [c for c in rows if c in MEASURES | {"sparsity"} or c.endswith("_bytes") or re.match(LATENCY, c)]
+        rows[numbers] = rows[numbers].apply(pd.to_numeric)
     except (OSError, ValueError) as error:
         raise UserError(f"CSV must be a file that evals.efficiency wrote, got {path}: {error}") from None
     if not len(rows) or not set(rows) >= COLUMNS | MEASURES or rows[list(COLUMNS)].isna().any(axis=None):
@@ -54,8 +57,8 @@ def read(path: Path) -> pd.DataFrame:
 
 def latencies(rows: pd.DataFrame) -> dict[str, str]:
     """The columns of median latencies, and what to call them."""
-    columns = [c.removeprefix("us_").split("x") for c in rows if c.startswith("us_") and "_q" not in c]
-    return {f"us_{batch}x{n}": f"batch {batch}, {n} thread{'s' * (n != '1')}" for batch, n in columns}
+    found = filter(None, (re.fullmatch(LATENCY, column) for column in rows))
+    return {match[0]: f"batch {match[1]}, {match[2]} thread{'s' * (match[2] != '1')}" for match in found}
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -94,7 +97,8 @@ def pays_from(ratio: pd.Series) -> str:
     if ratio.empty:
         return "-"
     least = crossing(ratio.index, ratio)
-    return "never" if least is None else f"{least:.2f}"
+    unknown = bool((ratio < 1).all() and ratio.index[0] > 0)  # whether it pays below what was measured
+    return "never" if least is None else f"{least:.2f}" + " or less" * unknown
 
 
 def crossings(rows: pd.DataFrame) -> str:

@@ -470,7 +470,10 @@ def sparsity(studies: list[Study], styles: dict, out: Path) -> bool:
 
 
 def crossing(sparsity, ratios) -> float | None:
-    """The sparsity from which on a ratio stays below 1, in straight lines between those measured; None if it ends above."""
+    """The sparsity from which on a ratio stays below 1, in straight lines between those measured; None if it ends above.
+
+    The least one that was measured, where it is below 1 at all of them.
+    """
     sparsity, ratios = np.asarray(sparsity), np.asarray(ratios)
     above = np.flatnonzero(ratios >= 1)
     if not len(above):
@@ -495,14 +498,15 @@ def disk(studies: list[Study], out: Path) -> None:
             sizes = means[name].dropna()
             even = crossing(sizes.index, sizes / dense)
             label = name.replace("_", " ")
+            always = bool((sizes < dense).all())
             if even is not None:
-                label += f", smaller from {even:.2f} on" if even else ", always smaller"
+                label += ", always smaller" if always else f", smaller from {even:.2f} on"
             colour, line, marker = next(colours), next(dashes), next(markers)
             fine = np.linspace(sizes.index[0], sizes.index[-1], GRID)  # straight in bytes, bent on this axis
             ax.plot(fine, np.interp(fine, sizes.index, sizes / 1e6), color=colour, ls=line)
             ax.plot(sizes.index, sizes / 1e6, color=colour, ls="none", marker=marker)
             ax.plot([], [], color=colour, ls=line, marker=marker, label=label)
-            if even:
+            if even and not always:
                 ax.plot(even, dense / 1e6, "|", color=colour, ms=14, mew=2)
         ax.axhline(dense / 1e6, color="black", label="dense")
         ax.set(xlabel="sparsity (share of zeros)", ylabel="file of the final network, MB", yscale="log")

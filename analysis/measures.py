@@ -103,8 +103,10 @@ def evaluations_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
             row["held"] = ""
             if held := sum(share >= HELD for share in shares):
                 row["held"] = f"{held} of {len(runs)} networks"
-            elif not shares and row["games"] >= OF_GAMES and row["distinct"] < FEW_DISTINCT * row["games"]:
-                row["held"] = f"perhaps: only {row['distinct']} of {row['games']} games are distinct"
+            unrecorded = [count for run, count in zip(runs, counts, strict=True) if np.isnan(run.commonest_action(moment))]
+            if few := [(n, of) for n, of in unrecorded if of >= OF_GAMES and n < FEW_DISTINCT * of]:
+                n, of = min(few, key=lambda count: count[0] / count[1])
+                row["held"] += "; " * bool(row["held"]) + f"perhaps: only {n} of {of} games are distinct"
             row["not_above_no_skill"] = "yes" if no_skill and row["mean"] <= no_skill.ceiling else ""
             rows.append(row)
     return rows
@@ -181,14 +183,15 @@ def noise_table(study: Study) -> list[dict]:
     for arm in arms if study.dense else []:
         returns = {run: run.value("after_cut") for s in study.dense.runs for run in arm.runs.get(s, [])}
         returns = {run: value for run, value in returns.items() if not np.isnan(value)}
-        if returns and (middle := np.mean(list(returns.values()))) > 0:
+        if returns and min(returns.values()) > 0:  # of a mean around 0 no share can be told
+            middle = np.mean(list(returns.values()))
             values += [value / middle for value in returns.values()]
             of_arms += [arm.label] * len(returns)
             of_seeds += [run.seed for run in returns]
     if not values:
         return []
     declared, rows = study.arm(DECLARED), []
-    pairs = [(len(declared.runs[s]), len(twins)) for s, twins in declared.twins.items()] if declared else []
+    pairs = [(len(declared.runs[s]), len(declared.twins[s])) for s in declared.pairs("after_cut")] if declared else []
     own, dense = np.mean([[1 / k for k in pair] for pair in pairs or [(1, 1)]], axis=0)
     scale = float(np.sqrt(own + (1 - MARGIN) ** 2 * dense))  # of arm - (1 - MARGIN) * dense, each a mean over its runs
     for source, (*ends, df) in paired.run_deviation(np.array(values), of_arms, of_seeds).items():
@@ -205,7 +208,8 @@ def aggregate_table(studies: list[Study]) -> list[dict]:
     for study in studies:
         for arm in study.arms:
             pairs = arm.pairs("after_cut") if arm.rate else {}
-            if pairs and (dense := np.mean([twin for _, twin in pairs.values()])) > 0:
+            if pairs and min(twin for _, twin in pairs.values()) > 0:  # of a mean around 0 no share can be told
+                dense = np.mean([twin for _, twin in pairs.values()])
                 family = families.setdefault((study.first.study_key(("env_id",)), arm.label), {})
                 family[study.label] = {seed: (score - twin) / dense for seed, (score, twin) in pairs.items()}
     rows = []

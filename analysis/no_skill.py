@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.views import number
 from prune_utils.basics import UserError
 
 COLUMNS = {"env_id", "policy", "epsilon", "games", "mean", "low", "high"}
@@ -29,7 +30,8 @@ class NoSkill:
     @property
     def in_words(self) -> str:
         def score(row: dict) -> str:
-            return "{mean:,.0f} (95 % interval {low:,.0f} to {high:,.0f}, {games} games)".format(**row)
+            mean, low, high = (number(row[key]) for key in ("mean", "low", "high"))
+            return f"{mean} (95 % interval {low} to {high}, {row['games']} games)"
 
         best = f"The best held action, {self.held['policy']}, scores {score(self.held)}."
         return f"No skill in {self.random['env_id']}: uniform random play scores {score(self.random)}. {best}"
@@ -39,12 +41,17 @@ def read_no_skill(file: Path) -> dict[str, NoSkill]:
     """By game; empty where there is no such file."""
     if not file.is_file():
         return {}
+    rule = f"--no-skill must be a table of evals.no_skill, got {file}"
     try:
         table = pd.read_csv(file)
+        if not set(table) >= COLUMNS:
+            raise UserError(f"{rule}: no column {min(COLUMNS - set(table))}")
+        numbers = ["epsilon", "games", "mean", "low", "high"]
+        table[numbers] = table[numbers].apply(pd.to_numeric)
     except (OSError, ValueError) as error:
-        raise UserError(f"--no-skill must be a table of evals.no_skill, got {file}: {type(error).__name__}") from None
-    if not set(table) >= COLUMNS:
-        raise UserError(f"--no-skill must be a table of evals.no_skill, got {file}: no column {min(COLUMNS - set(table))}")
+        raise error if isinstance(error, UserError) else UserError(f"{rule}: {error}") from None
+    if table[list(COLUMNS)].isna().any(axis=None):
+        raise UserError(f"{rule}: values are missing")
     games = {}
     for env_id, rows in table.groupby("env_id"):
         random, held = rows[rows.policy == "random"], rows[rows.policy != "random"]

@@ -29,7 +29,7 @@ since the first in it. Its return after the cut is from the first one on.
 Declared in advance, for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in
 runs with the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above
 -{100 * MARGIN:g} %, which is a one-sided test at 2.5 %; no means that it lies below. There is no answer with fewer than
-{MIN_SEEDS} seeds, where the interval of the dense return reaches down to what no skill scores, or where a positive control
+{MIN_SEEDS} seeds, where the interval of the dense return reaches down to what no skill scores, or where no positive control
 (a plain cut at a rate of {CONTROLS:g} or more) shows no loss. Without such a control, another arm must show one. Everything
 else is exploratory.
 

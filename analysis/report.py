@@ -59,7 +59,7 @@ class Args:
     window: int = 50
     """games of the moving mean of the training return, and logged rows of that of the losses, at least 1"""
     no_skill: Path = NO_SKILL
-    """CSV file of evals.no_skill; where it is missing there is no declared answer"""
+    """CSV file of evals.no_skill; of a game that it lacks there is no declared answer"""
     track: bool = False
     """log figures and tables to Weights & Biases too; offline when it cannot be reached"""
     wandb_project_name: str = "atari-prune"
@@ -122,6 +122,7 @@ def track(args: Args, tables: dict[str, pd.DataFrame]) -> None:
 
 def report(args: Args) -> None:
     check(1 <= args.window < 2**31, "window", "be at least 1 and below 2**31", args.window)
+    check(args.no_skill == NO_SKILL or args.no_skill.is_file(), "no_skill", "be a file that exists", args.no_skill)
     runs, named = collect(args.runs, args.window)
     if not any(run.finished for run in runs):
         for what, name, reason in named:

@@ -19,6 +19,8 @@ from prune_utils.run import CRITERIA, NEUTRAL, OF_THE_CUT, arm
 RUN_FILES = ("config.json", "summary.json", "eval.csv", "curves.csv", "curves.csv.gz", "prune_point.pt")
 BEGUN = (".lock", "config.json.part")
 """what a run may have left that was killed before its first file was whole"""
+OF_THE_MACHINE = {"cuda", "torch_deterministic"}
+"""options that may differ between the seeds of a study"""
 MOMENTS = ("before_prune", "after_prune", "final")
 GAMES = ["moment", "episode", "seed", "return", "length", "truncated"]
 """columns of eval.csv that are read"""
@@ -130,11 +132,12 @@ class Run:
 
     def design(self, ignored: tuple[str, ...] = ()) -> dict:
         """The options that seeds and arms of a study share; what differs between machines is asked of pairs only."""
-        others = NEUTRAL | OF_THE_CUT | {"seed", *self.config["resolved"], *ignored}
+        others = NEUTRAL | OF_THE_CUT | OF_THE_MACHINE | {"seed", *self.config["resolved"], *ignored}
         return {name: value for name, value in self.options.items() if name not in others and value is not None}
 
     def study_key(self, ignored: tuple[str, ...] = ()) -> str:
-        return json.dumps({"algorithm": self.algorithm} | self.design(ignored), sort_keys=True)
+        numbers = {name: float(value) for name, value in self.design(ignored).items() if type(value) is int}  # 1 is 1.0
+        return json.dumps({"algorithm": self.algorithm} | self.design(ignored) | numbers, sort_keys=True)
 
 
 @contextmanager
@@ -162,6 +165,7 @@ def find(folder: Path) -> Iterator[Path]:
     is_run = any((folder / name).is_file() for name in RUN_FILES)
     if is_run or all(entry.name in BEGUN for entry in entries):
         yield folder
+    if (folder / "config.json").is_file():
         return
     for entry in entries:
         if entry.is_dir() and not entry.name.startswith(".") and entry.name != "wandb":

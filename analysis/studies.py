@@ -12,7 +12,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from analysis.design import DESIGN, MEASURING
+from analysis.design import DECLARED, DESIGN, MEASURING
 from analysis.runs import MOMENTS, Named, Run
 from prune_utils.run import CRITERIA, NEUTRAL, OF_THE_CUT, differences
 
@@ -191,7 +191,7 @@ def label_studies(studies: list[Study]) -> None:
 # --------------------------------------------------------------------------------------------------------- what is a pair
 def apart(dense: Run, run: Run) -> str:
     """What keeps two runs from being a pair: options and resolved values, then the first row that differs before the cut."""
-    changed = differences(dense.shaping, run.shaping, NEUTRAL | OF_THE_CUT)
+    changed = differences(dense.shaping, run.shaping, NEUTRAL | OF_THE_CUT | {"cuda"})  # the device is compared
     steps = [{"cut": r.cut_step, "end": r.summary["global_step"]} for r in (dense, run)]
     return changed or differences(*steps) or other_games(dense, run) or other_curves(dense, run)
 
@@ -221,7 +221,8 @@ def other_curves(dense: Run, run: Run) -> str:
 # ------------------------------------------------------------------------------------------------------------- the arms
 def build(study: Study, everything: list[Run], named: list[Named]) -> None:
     """Make the arms of a study and their pairs; name the runs that cannot be paired and the gaps."""
-    ordered = sorted(study.runs, key=lambda r: (KINDS.index(r.kind), r.criterion, r.rate, r.label, r.seed, r.fork_seed or 0))
+    ordered = sorted(study.runs, key=lambda r: (r.fork_seed is not None, r.fork_seed or 0))
+    ordered.sort(key=lambda r: (KINDS.index(r.kind), r.criterion, r.rate, r.label, r.seed))
     labels, seeds = dict.fromkeys(run.label for run in ordered), sorted({run.seed for run in ordered})
     arms: dict[str, Arm] = {}
     for seed in seeds:
@@ -231,7 +232,7 @@ def build(study: Study, everything: list[Run], named: list[Named]) -> None:
             reason = reason_apart(run, twins, everything)
             if reason:
                 named.append(Named("not compared", run.name, reason))
-                if twins:
+                if any(other.kind == "none" and other.finished for other in study.runs):  # means are of the same seeds
                     study.not_compared[run] = reason
                     continue
             arm = arms.setdefault(run.label, Arm(run.label, run.criterion, run.kind, run.rate))
@@ -254,7 +255,7 @@ def build(study: Study, everything: list[Run], named: list[Named]) -> None:
 
 
 def counted(runs: list[Run], named: list[Named]) -> list[Run]:
-    """The finished runs of a seed, each arm and fork once: of several the one that most others can be paired with."""
+    """The finished runs of a seed, each arm and fork once: of several the one of `with_most_pairs`."""
     cells: dict[tuple, list[Run]] = {}
     for run in runs:
         cells.setdefault((run.label, run.fork_seed), []).append(run)
@@ -264,13 +265,14 @@ def counted(runs: list[Run], named: list[Named]) -> list[Run]:
         once.append(first)
         for run in same:
             if run is not first:
-                named.append(Named("counted once", str(run.folder), f"{label} of seed {run.seed} is there as {first.folder}"))
+                named.append(Named("counted once", str(run.folder), f"{label} of seed {run.seed} is counted as {first.folder}"))
     return once
 
 
 def with_most_pairs(candidates: list[Run], runs: list[Run]) -> Run:
-    """The candidate that most of the runs can be paired with; of equals the first."""
-    return max(candidates, key=lambda run: sum(not apart(run, other) for other in runs))
+    """The candidate that the declared arm can be paired with, and of these the one that most runs can; of equals the first."""
+    pairs = {run: [other.label for other in runs if not apart(run, other)] for run in candidates}
+    return max(candidates, key=lambda run: (DECLARED in pairs[run], len(pairs[run])))
 
 
 def find_twins(runs: list[Run]) -> list[Run]:
@@ -289,8 +291,9 @@ def reason_apart(run: Run, twins: list[Run], everything: list[Run]) -> str:
     if twins:
         twin = twins[0]
     else:  # the dense run of another study that differs least
-        same = (run.algorithm, run.env_id, run.seed, "none")
-        others = [r for r in everything if r.finished and (r.algorithm, r.env_id, r.seed, r.kind) == same]
+        same = (run.algorithm, run.env_id, run.seed)
+        dense = [r for r in everything if r.finished and r.kind in ("none", "small")]
+        others = [r for r in dense if (r.algorithm, r.env_id, r.seed) == same]
         twin = min(others, key=lambda other: len(apart(other, run)), default=None)
         if twin is None:
             return f"there is no finished dense run of seed {run.seed}"

@@ -3,16 +3,21 @@
 import numpy as np
 import pandas as pd
 
+SCORE = "score"
+"""the format of a return: whole from 100 on, with one decimal below, for games that are won by a few points"""
 
-def number(value, spec: str = ",.0f", infinite: str = "never") -> str:
+
+def number(value, spec: str = SCORE, infinite: str = "never") -> str:
     if pd.isna(value):
         return "-"
+    if spec == SCORE:
+        spec = ",.0f" if abs(value) >= 100 or value == round(value) else ",.1f"
     if isinstance(value, float) and np.isinf(value):
         return infinite
     return format(value, spec)
 
 
-def span(row: dict, name: str, spec: str = ",.0f") -> str:
+def span(row: dict, name: str, spec: str = SCORE) -> str:
     """The interval of a row's number."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     return f"{number(low, spec)} to {number(high, spec, 'more than 1,000')}" if pd.notna(low) else "-"
@@ -45,16 +50,16 @@ COLUMNS = {
     "commonest_action": ("share of the commonest action", ".1%"),
     "held": ("held action", ""),
     "mean": ("mean return", ",.1f"),
-    "mean~": ("95 % interval", ",.0f"),
+    "mean~": ("95 % interval", SCORE),
     "before_prune": ("before the cut", ",.1f"),
     "after_prune": ("right after it", ",.1f"),
     "after_cut_seeds": ("seeds with a return after the cut", ""),
     "after_cut": ("return after the cut", ",.1f"),
-    "after_cut~": ("95 % interval", ",.0f"),
+    "after_cut~": ("95 % interval", SCORE),
     "late": ("late return", ",.1f"),
-    "late~": ("95 % interval of it", ",.0f"),
+    "late~": ("95 % interval of it", SCORE),
     "final": ("final network", ",.1f"),
-    "final~": ("95 % interval of that", ",.0f"),
+    "final~": ("95 % interval of that", SCORE),
     "not_above_no_skill": ("not above no skill", ""),
     "dormant_conv1": ("dormant channels, conv1", ".1%"),
     "dormant_conv2": ("conv2", ".1%"),
@@ -77,7 +82,7 @@ COLUMNS = {
     "power": ("power with these seeds if nothing is lost", ".0%"),
     "needed": ("seeds for 80 % power", ".0f"),
     "needed~": ("95 % interval of the seeds", ".0f"),
-    "level": ("level before the cut", ",.0f"),
+    "level": ("level before the cut", SCORE),
     "back": ("runs back at it", ""),
     "steps_until_back": ("agent steps until then, median", ",.0f"),
     "area": ("area lost, return x agent steps", ",.0f"),

@@ -16,7 +16,7 @@ from prune_utils.basics import UserError, check, check_file, derive_seed
 from prune_utils.device import fold_convolutions
 from prune_utils.evaluation import play, record_video, statistics
 from prune_utils.games import AtariGames
-from prune_utils.run import read_config
+from prune_utils.run import OWN_FILES, read_config
 from prune_utils.storage import load_weights, storage_bytes
 
 
@@ -97,6 +97,8 @@ def run(
     torch.set_flush_denormal(True)  # as in training; threads that torch starts in `load` inherit it
     network, env_id = load(args.model, network_class, args.env_id)
     check_file("out", out)
+    own = args.model.is_dir() and out.resolve().parent == args.model.resolve() and out.name in OWN_FILES
+    check(not own, "out", "not name a file that the run itself wrote", out)
 
     tensors = prunable(network, args.prune_bias, args.prune_head)
     masks = make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, derive_seed(args.seed, "mask"))

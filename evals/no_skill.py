@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 import tyro
 
-from prune_utils.basics import check, check_file, derive_seed, exit_codes, write_atomically
+from prune_utils.basics import UserError, check, check_file, derive_seed, exit_codes, write_atomically
 from prune_utils.evaluation import Policy, play, statistics
 from prune_utils.games import AtariGames, atari_spec
 
@@ -59,6 +59,19 @@ def measure(args: Args, name: str, action: int, epsilon: float, num_actions: int
     return row | {"high": high, "std": score["std"], "distinct": len({(game["return"], game["length"]) for game in games})}
 
 
+def other_games(args: Args) -> list[dict]:
+    """The rows of other games that the CSV file has now."""
+    if not args.out.exists():
+        return []
+    try:
+        table = pd.read_csv(args.out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out must be a table of evals.no_skill, got {args.out}: {type(error).__name__}") from None
+    columns = ("env_id", "policy", "epsilon", "games", "mean", "low", "high")
+    check(set(columns) <= set(table), "out", f"be a table with the columns {', '.join(columns)}", args.out)
+    return table[table.env_id != args.env_id].to_dict("records")
+
+
 def main() -> None:
     with exit_codes():
         args = tyro.cli(Args, prog="python -m evals.no_skill", description=__doc__)
@@ -68,9 +81,7 @@ def main() -> None:
         check(args.num_threads >= 0, "num_threads", "be at least 0", args.num_threads)
         atari_spec(args.env_id)
         check_file("out", args.out)
-        columns = ["env_id", "policy", "mean"]
-        earlier = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame(columns=columns)
-        check(set(columns) <= set(earlier), "out", f"be a table with the columns {', '.join(columns)}", args.out)
+        other_games(args)  # refuses what is no such table, before minutes of play
         num_actions = AtariGames(args.env_id, 1, 0).num_actions
         meanings = gym.make(args.env_id).unwrapped.get_action_meanings()[:num_actions]
         rows = []
@@ -81,8 +92,7 @@ def main() -> None:
                 f"{row['games']} games, {row['distinct']} of them distinct",
                 flush=True,
             )
-        others = earlier[earlier.env_id != args.env_id].to_dict("records")
-        table = pd.DataFrame(others + rows).sort_values("env_id", kind="stable")
+        table = pd.DataFrame(other_games(args) + rows).sort_values("env_id", kind="stable")
         write_atomically(args.out, table.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
         print(f"written to {args.out}")
 

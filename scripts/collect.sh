@@ -14,7 +14,7 @@ for run in "${@:2}"; do
     echo "not finished: $run" >&2
     continue
   fi
-  copy=$1/$(basename "$run")
+  copy=$1/$(basename "$(realpath "$run")")
   [[ ! $run -ef $copy ]] || { echo "error: $copy is the run itself" >&2 && exit 2; }
   for file in "${files[@]}"; do
     if [[ -e $copy/$file ]] && ! cmp -s "$run/config.json" "$copy/config.json"; then
@@ -24,7 +24,7 @@ for run in "${@:2}"; do
   done
   mkdir -p "$copy"
   for file in "${files[@]}"; do
-    if [[ $file == curves.csv.gz ]]; then
+    if [[ $file == curves.csv.gz && ! -e $run/$file ]]; then # there in what was collected before
       gzip -9nc "$run/curves.csv" >"$copy/$file.part"
     elif [[ $file == eval.csv && ! -e $run/eval.csv ]]; then # with --eval-episodes 0
       continue

@@ -1,12 +1,13 @@
 """The sentences of a report: the declared answer, why there may be none, and what no skill scores."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 
 from analysis import figures
-from tests.run_folders import CONTROL, DENSE, L1, NO_SKILL, conclude, row, study, text
+from tests.run_folders import CONTROL, DENSE, L1, NO_SKILL, conclude, named, row, study, text, write_run
 
 SURE = [99.0, 111.0, 119.0]
 """scores of an arm that differs by a hundredth from DENSE"""
@@ -67,7 +68,7 @@ def test_one_seed_has_numbers_and_no_interval_and_the_sentences_say_why(tmp_path
 def test_where_dense_is_not_clearly_above_no_skill_there_is_no_answer(tmp_path):
     floor = NO_SKILL.replace("FIRE,0.01,100,50,45,55", "FIRE,0.01,100,98,80,116")  # dense: 110, 85 to 135
     sentences = said(tmp_path, {"none": DENSE, "l1-0.5": SURE} | CONTROL, no_skill=floor)
-    told = "There is no answer: dense (110, 95 % interval 85 to 135) is not clearly above the best that no skill scores (98"
+    told = "There is no answer: dense (110, 95 % interval 85.2 to 135) is not clearly above the best that no skill scores (98"
     assert told in sentences
 
 
@@ -81,8 +82,10 @@ def test_where_no_skill_was_not_measured_there_is_no_answer(tmp_path):
 
 def test_a_positive_control_that_shows_no_loss_takes_the_answer_and_is_named(tmp_path):
     sentences = said(tmp_path, {"none": DENSE, "l1-0.5": SURE, "l1-0.9": [108.0, 95.0, 140.0]})
-    told = r"There is no answer: the positive control shows no loss, so that none could be seen here \(l1 at 0.9: \+3.9 % \("
+    told = r"There is no answer: no positive control shows a loss, so that none could be seen here \(l1 at 0.9: \+3.9 % \("
     assert re.search(told, sentences)
+    one_of_two = {"none": DENSE, "l1-0.5": SURE, "l1-0.9": [108.0, 95.0, 140.0], "random-0.9": LOST}
+    assert QUESTION + "Yes: " in said(tmp_path / "two", one_of_two)
 
 
 def test_a_variant_at_the_rate_of_a_positive_control_may_lose_nothing(tmp_path):
@@ -117,6 +120,27 @@ def test_the_declared_study_is_that_of_the_default_options_whatever_folder_is_gi
         "PPO, SpaceInvadersNoFrameskip-v4",
     ]
     assert told in text(tmp_path / "report of runs") and set(table[table.arm == "l1-0.9"].role) == {"positive control"}
+
+
+def test_exploratory_runs_with_a_dense_run_of_their_own_do_not_take_the_declared_pair_away(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": SURE} | CONTROL)
+    others = {"none": [101.0], "l1-0.9": LOST[:1], "random-0.5": LOST[:1], "random-0.8": LOST[:1]}
+    study(tmp_path / "later", others, source_sha256="0" * 64)
+    tables = conclude(runs, tmp_path / "later")
+    assert QUESTION + "Yes: " in text(tmp_path / "report of runs")
+    told = named(tables)["SpaceInvadersNoFrameskip-v4__dqn_atari_prune__random-0.8__s1"]
+    assert told.startswith("not compared: it differs from the dense run ") and "text of script" in told
+
+
+def test_what_tells_only_of_the_machine_and_an_int_for_a_float_split_no_study(tmp_path):
+    arms = {"none": DENSE, "l1-0.5": SURE} | CONTROL
+    runs = study(tmp_path / "runs", arms)
+    for folder in runs.glob("*__s3"):
+        config = json.loads((folder / "config.json").read_text())
+        config["options"] |= {"cuda": False, "torch_deterministic": False, "tau": 1}
+        (folder / "config.json").write_text(json.dumps(config))
+    conclude(runs)
+    assert QUESTION + "Yes: " in text(tmp_path / "report of runs")
 
 
 # --------------------------------------------------------------------------------------------------- exploratory sentences
@@ -188,7 +212,7 @@ def test_what_no_skill_scores_is_told_and_every_return_that_is_not_above_it_is_m
     )
     assert row(tables["returns"], "none").not_above_no_skill == "right after it"
     assert (
-        "l1 at 0.5 right after the cut (40); random at 0.8 right after the cut (40); random at 0.8 at the end (53)."
+        "l1 at 0.5 right after the cut (40); random at 0.8 right after the cut (40); random at 0.8 at the end (53.3)."
         in sentences
     )
     assert tables["no_skill"].policy.tolist() == ["random", "FIRE"]
@@ -214,3 +238,29 @@ def test_many_games_of_which_few_are_distinct_are_marked_where_the_actions_were_
     conclude(tmp_path / "runs")
     told = "Evaluations of held actions: random at 0.8 right after the cut (perhaps: only 2 of 50 games are distinct).\n"
     assert told in text(tmp_path / "report of runs")
+
+
+def test_runs_that_recorded_their_actions_do_not_hide_those_that_did_not(tmp_path):
+    games = {"before": list(range(50, 100)), "final": list(range(50, 100))}
+    study(tmp_path / "runs", {"none": [75.0] * 2} | {"l1-0.8": [50.0]}, **games, after=[60.0, 61.0] * 25)
+    recorded = study(tmp_path / "two", {"l1-0.8": [75.0] * 2}, **games, after=list(range(60, 110)), shares={"after_prune": 0.4})
+    next(recorded.glob("*__s2")).rename(tmp_path / "runs" / "second")
+    conclude(tmp_path / "runs")
+    told = "l1 at 0.8 right after the cut (perhaps: only 2 of 50 games are distinct)"
+    assert told in text(tmp_path / "report of runs")
+
+
+def test_scores_below_100_keep_a_decimal(tmp_path):
+    floor = NO_SKILL.replace("random,1,100,30,25,35", "random,1,100,-20.4,-20.8,-20")
+    sentences = said(tmp_path, {"none": [0.4, 0.6]}, no_skill=floor)
+    assert "uniform random play scores -20.4 (95 % interval -20.8 to -20, 100 games)" in sentences
+    assert "Dense: return after the cut 0.5 (95 % interval -0.8 to 1.8); 2 seeds." in sentences  # .5 +- 12.706 * .1
+
+
+def test_a_cut_after_training_has_no_steps_after_it_and_the_sentence_says_so(tmp_path):
+    folder = write_run(tmp_path / "runs")
+    curves = (folder / "curves.csv").read_text().replace("\n1000,prune/sparsity,0.0\n", "\n")
+    first_of_disk = curves.index("2000,disk/")
+    (folder / "curves.csv").write_text(f"{curves[:first_of_disk]}2000,prune/sparsity,0.0\n{curves[first_of_disk:]}")
+    conclude(tmp_path / "runs")
+    assert "No return after the cut of dense (seed 1): no steps come after it.\n" in text(tmp_path / "report of runs")

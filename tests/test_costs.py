@@ -55,6 +55,7 @@ def test_what_pays_is_read_off_straight_lines_between_the_measured_sparsities():
     assert "| smaller or faster than dense from this sparsity on | dqn, l1 |" in table
     assert "| file as coo | 0.74 |" in table and "| file as packed | 0.00 |" in table
     assert "| CSR layers, batch 1, 1 thread | never |" in table
+    assert "| file as packed | 0.50 or less |" in costs.crossings(made_up(*arms[1:]))
     both = pd.concat([made_up(*arms), made_up(*arms, device="a GPU")])
     assert "| dqn, l1, a CPU | dqn, l1, a GPU |" in costs.crossings(both)
     one, other = made_up(*arms), made_up(*arms, device="a GPU").rename(columns={"us_1x1": "us_1x4"})
@@ -89,6 +90,7 @@ def test_rows_of_several_files_make_one_table(tmp_path, monkeypatch, capsys):
         (["short.csv"], "CSV must be a file that evals.efficiency wrote, got short.csv: it lacks rows, columns or values"),
         (["empty.csv"], "CSV must be a file that evals.efficiency wrote, got empty.csv: it lacks rows, columns or values"),
         (["gaps.csv"], "CSV must be a file that evals.efficiency wrote, got gaps.csv: it lacks rows, columns or values"),
+        (["words.csv"], "CSV must be a file that evals.efficiency wrote, got words.csv: Unable to parse string"),
         (["nothing.csv"], "CSV must be a file that evals.efficiency wrote, got nothing.csv: No columns"),
         (["good.csv", "--figure=a.doc"], "--figure must end in .png or .svg, got a.doc"),
         (["good.csv", "--figure=nowhere/a.png"], "--figure must be a file in a folder that can be written, got nowhere/a.png"),
@@ -100,6 +102,7 @@ def test_a_file_that_is_no_such_table_is_one_line_and_exit_2(words, message, tmp
     good[:0].to_csv(tmp_path / "empty.csv", index=False)
     good.drop(columns="load_ms").to_csv(tmp_path / "short.csv", index=False)
     good.assign(sparsity=[0.0, None, 0.0]).to_csv(tmp_path / "gaps.csv", index=False)
+    good.assign(file_bytes="many").to_csv(tmp_path / "words.csv", index=False)
     (tmp_path / "strange.csv").write_text("a,b\n1,2\n")
     (tmp_path / "nothing.csv").touch()
     monkeypatch.chdir(tmp_path)

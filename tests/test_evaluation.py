@@ -296,6 +296,11 @@ def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypa
         ("ppo", ["{ppo}", "--prune-type", "l1", "--prune-rate", "1.0"], "--prune-rate must lie in [0, 1), got 1.0"),
         ("ppo", ["{ppo}", "--out", "{text}/games.csv"], "--out must be a file in a folder that can be written, got"),
         ("ppo", ["{ppo}", "--out", "{empty}"], "--out must be a file in a folder that can be written, got"),
+        (
+            "ppo",
+            ["{ppo}", "--out", "{ppo}/eval.csv"],
+            "--out must not name a file that the run itself wrote, got {ppo}/eval.csv",
+        ),
         ("dqn", ["{dqn}", "--epsilon", "1.5"], "--epsilon must lie in [0, 1], got 1.5"),
         ("dqn", ["{dqn}", "--epsilon", "0.5", "--greedy"], "--epsilon must come without --greedy, got 0.5"),
     ],

@@ -39,7 +39,8 @@ def test_every_action_and_random_play_get_a_row_and_those_of_other_games_stay(tm
 
     monkeypatch.setattr(no_skill, "play", play)
     file = tmp_path / "floor.csv"
-    file.write_text("env_id,policy,mean\nBreakoutNoFrameskip-v4,random,1.5\nPongNoFrameskip-v4,random,99.0\n")
+    head = "env_id,policy,epsilon,games,mean,low,high\n"
+    file.write_text(f"{head}BreakoutNoFrameskip-v4,random,1,3,1.5,1,2\nPongNoFrameskip-v4,random,1,3,99,98,99\n")
     call(monkeypatch, "--env-id", "PongNoFrameskip-v4", "--eval-episodes", "3", "--out", str(file))
     table = pd.read_csv(file)
     assert table.env_id.tolist() == ["BreakoutNoFrameskip-v4"] + ["PongNoFrameskip-v4"] * 7
@@ -64,6 +65,7 @@ def test_a_held_action_is_played_for_whole_games(tmp_path, monkeypatch, capsys):
         (["--eval-episodes", "1"], "--eval-episodes must be at least 2, got 1"),
         (["--epsilon", "1.5"], "--epsilon must lie in [0, 1], got 1.5"),
         (["--env-id", "CartPole-v1"], "--env-id must be an Atari game, got CartPole-v1"),
+        (["--out", __file__], f"--out must be a table of evals.no_skill, got {__file__}: ParserError"),
         (["--out", "/nowhere/x.csv"], "--out must be a file in a folder that can be written, got /nowhere/x.csv"),
     ],
 )
@@ -77,4 +79,9 @@ def test_a_file_that_is_no_such_table_is_an_error_of_the_user_and_a_missing_one_
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=r"^--no-skill must be a table of evals.no_skill, got .*other.csv: no column "):
         read_no_skill(tmp_path / "other.csv")
+    for value, told in (("many", "Unable to parse string"), ("", "values are missing")):
+        head = "env_id,policy,epsilon,games,mean,low,high\n"
+        (tmp_path / "torn.csv").write_text(f"{head}PongNoFrameskip-v4,NOOP,0,3,1,0,{value}\n")
+        with pytest.raises(UserError, match=f"^--no-skill must be a table of evals.no_skill, got .*torn.csv: {told}"):
+            read_no_skill(tmp_path / "torn.csv")
     assert read_no_skill(tmp_path / "missing.csv") == {}

@@ -221,4 +221,23 @@ def test_a_run_that_is_there_twice_is_counted_once_and_named(tmp_path):
     tables = conclude(tmp_path / "runs")
     assert row(tables["returns"], "none").seeds == 3 and row(tables["returns"], "none").after_cut == 110
     ((name, reason),) = named(tables).items()
-    assert str(copied) in name and reason.startswith("counted once: none of seed 1 is there as ")
+    assert str(copied) in name and reason.startswith("counted once: none of seed 1 is counted as ")
+
+
+def test_a_dense_run_of_another_width_is_named_where_it_is_all_there_is(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE}, hidden_size=83)
+    study(tmp_path / "runs", {"l1-0.8": L1})
+    (told,) = (reason for name, reason in named(conclude(tmp_path / "runs")).items() if "l1-0.8__s1" in name)
+    assert told.startswith("not compared: it differs from the dense run ") and "hidden_size 83 -> 512" in told
+
+
+def test_a_fork_with_seed_0_is_no_baseline(tmp_path):
+    study(tmp_path / "runs", {"none": [100.0, 110.0], "none-fork0": [104.0, 114.0]})
+    assert row(conclude(tmp_path / "runs")["changes"], "A/A").after_cut_points == 4
+
+
+def test_a_stray_table_hides_no_runs_below_it(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
+    (runs / "eval.csv").write_text("a\n")
+    tables = conclude(runs)
+    assert row(tables["changes"], "l1-0.5").pairs == 3 and named(tables)["runs"].startswith("broken: config.json is missing")

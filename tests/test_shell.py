@@ -144,6 +144,9 @@ def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_t
     assert all(data == (run / name).read_bytes() for name, data in one.items())
     assert [path.name for path in (tmp_path / "one").iterdir()] == [run.name]
     assert collect().returncode == 2
+    bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / "three"), ".", cwd=run)  # the run that one stands in
+    assert collect(tmp_path / "four", tmp_path / "three" / run.name).returncode == 0  # what was collected before
+    assert (tmp_path / "four" / run.name / "curves.csv.gz").exists()
 
 
 def test_collect_deletes_nothing_and_replaces_only_files_of_the_same_run(small_run, tmp_path):
