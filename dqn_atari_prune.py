@@ -29,7 +29,7 @@ import zstandard
 from torch.nn.utils import prune
 
 from prune_utils.basics import check, exit_codes, parse_options, say, seeded
-from prune_utils.device import Inbox, PreallocatedAdam, cores, fold_convolutions, graphed, low_precision, memory_bytes, scaled
+from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, cores, graphed, low_precision, memory_bytes, scaled
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames, Step
 from prune_utils.run import Run, check_common
@@ -169,8 +169,8 @@ class QNetwork(nn.Module):
     def __init__(self, num_actions: int, widths: tuple[int, ...] = (32, 64, 64, 512)):
         super().__init__()
         c1, c2, c3, hidden = widths
-        self.conv1 = nn.Conv2d(4, c1, 8, stride=4)
-        self.conv2 = nn.Conv2d(c1, c2, 4, stride=2)
+        self.conv1 = FoldedConv2d(4, c1, 8, stride=4)
+        self.conv2 = FoldedConv2d(c1, c2, 4, stride=2)
         self.conv3 = nn.Conv2d(c2, c3, 3, stride=1)
         self.fc1 = nn.Linear(7 * 7 * c3, hidden)
         self.fc2 = nn.Linear(hidden, num_actions)
@@ -441,7 +441,7 @@ def train(args: Args) -> Path:
 
     games = AtariGames(args.env_id, args.num_envs, run.seed("games"), run.num_threads)
     with seeded(run.seed("network")):
-        q_network = fold_convolutions(QNetwork(games.num_actions, widths(args)))  # same weights and names, faster
+        q_network = QNetwork(games.num_actions, widths(args))
     q_network = q_network.to(device, memory_format=torch.channels_last)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = PreallocatedAdam(q_network.parameters(), lr=args.learning_rate, eps=1e-8)
@@ -486,8 +486,7 @@ def train(args: Args) -> Path:
     if any(0 < cut * args.num_envs <= args.learning_starts for cut in cuts):
         say("warning: a cut comes before --learning-starts, when the network has learned nothing yet", error=True)
     graphs = (act, learn)  # what the cut changes
-    start = global_step // args.num_envs
-    for iteration in range(start, args.num_iterations + 1):  # vectorised steps done so far
+    for iteration in range(global_step // args.num_envs, args.num_iterations + 1):  # vectorised steps done so far
         global_step = iteration * args.num_envs
 
         # the cut: every arm comes here, started, resumed or forked (`none` removes nothing); no emulator step is pending

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch.nn.utils import prune
 
 from prune_utils.basics import check, exit_codes, parse_options, seeded
-from prune_utils.device import Inbox, PreallocatedAdam, fold_convolutions, graphed, low_precision, scaled
+from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, graphed, low_precision, scaled
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames
 from prune_utils.run import Run, check_common
@@ -178,8 +178,8 @@ class Agent(nn.Module):
     def __init__(self, num_actions: int, widths: tuple[int, ...] = (32, 64, 64, 512)):
         super().__init__()
         c1, c2, c3, hidden = widths
-        self.conv1 = layer_init(nn.Conv2d(4, c1, 8, stride=4))
-        self.conv2 = layer_init(nn.Conv2d(c1, c2, 4, stride=2))
+        self.conv1 = layer_init(FoldedConv2d(4, c1, 8, stride=4))
+        self.conv2 = layer_init(FoldedConv2d(c1, c2, 4, stride=2))
         self.conv3 = layer_init(nn.Conv2d(c2, c3, 3, stride=1))
         self.fc1 = layer_init(nn.Linear(7 * 7 * c3, hidden))
         self.actor = layer_init(nn.Linear(hidden, num_actions), std=0.01)
@@ -331,9 +331,8 @@ def compute_gae(rewards, values, terminations, next_value, gamma: float, gae_lam
     the value of the observation after the last step. values + advantages are the returns that the critic is trained on.
     """
     nonterminal = 1.0 - terminations.float()
-    deltas = rewards + gamma * torch.cat([values[1:], next_value[None]]) * nonterminal - values
+    advantages = rewards + gamma * torch.cat([values[1:], next_value[None]]) * nonterminal - values  # TD errors, at first
     decays = gamma * gae_lambda * nonterminal
-    advantages = deltas.clone()
     for t in reversed(range(len(rewards) - 1)):
         advantages[t].addcmul_(decays[t], advantages[t + 1])
     return advantages
@@ -389,7 +388,7 @@ def train(args: Args) -> Path:
 
     games = AtariGames(args.env_id, args.num_envs, run.seed("games"), run.num_threads)
     with seeded(run.seed("network")):
-        agent = fold_convolutions(Agent(games.num_actions, widths(args)))  # same weights and names, faster
+        agent = Agent(games.num_actions, widths(args))
     agent = agent.to(device, memory_format=torch.channels_last)
     optimizer = PreallocatedAdam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
     # what runs forward and backward: in fp32 the agent itself, else a copy renewed by optimizer.step and load_state_dict
@@ -405,10 +404,10 @@ def train(args: Args) -> Path:
     global_step = run.resume(parts, generators=[act_generator, batch_generator])
 
     rollout = (args.num_steps, args.num_envs)
-    # put() sends these arrays to the device: at every step, and once per rollout
-    step_inbox = Inbox(device, t=np.zeros(1, np.int64), obs=games.obs)
-    rollout_inbox = Inbox(device, rewards=np.zeros(rollout, np.float32), terminations=np.zeros(rollout, bool))
-    rewards, terminations = rollout_inbox.arrays["rewards"], rollout_inbox.arrays["terminations"]
+    # put() sends these arrays to the device; rewards and terminations, which are filled in place, are used once per rollout
+    filled = {"rewards": np.zeros(rollout, np.float32), "terminations": np.zeros(rollout, bool)}
+    inbox = Inbox(device, t=np.zeros(1, np.int64), obs=games.obs, **filled)
+    rewards, terminations = inbox.arrays["rewards"], inbox.arrays["terminations"]
     # what stays on the device; frames are channels last and scaled, as the network reads them
     obs = torch.zeros(*rollout, 84, 84, 4, dtype=run.dtype, device=device)
     actions = torch.zeros(rollout, dtype=torch.int64, device=device)
@@ -421,10 +420,10 @@ def train(args: Args) -> Path:
     @graphed(device, changes=(act_generator,))
     @torch.no_grad()
     def act() -> torch.Tensor:
-        frames = scaled(step_inbox["obs"], run.dtype)
+        frames = scaled(inbox["obs"], run.dtype)
         logits, value = fast_agent(frames)
         action = sample_actions(logits, act_generator)
-        t = step_inbox["t"]  # a tensor: a CUDA graph would bake in a Python int
+        t = inbox["t"]  # a tensor: a CUDA graph would bake in a Python int
         obs.index_copy_(0, t, frames.movedim(1, -1)[None])
         actions.index_copy_(0, t, action[None])
         logprobs.index_copy_(0, t, log_prob(logits, action)[None])
@@ -434,8 +433,8 @@ def train(args: Args) -> Path:
     @graphed(device)
     @torch.no_grad()
     def compute_advantages() -> None:
-        sent, next_value = rollout_inbox.tensors, fast_agent(step_inbox["obs"])[1]
-        gae = compute_gae(sent["rewards"], values, sent["terminations"], next_value, args.gamma, args.gae_lambda)
+        next_value = fast_agent(inbox["obs"])[1]
+        gae = compute_gae(inbox["rewards"], values, inbox["terminations"], next_value, args.gamma, args.gae_lambda)
         advantages.copy_(gae)
         torch.add(gae, values, out=returns)
 
@@ -447,8 +446,7 @@ def train(args: Args) -> Path:
 
     cuts = cut_iterations(args)
     graphs = (act, compute_advantages, learn)  # what the cut changes
-    start = global_step // args.steps_per_iteration
-    for iteration in range(start, args.num_iterations + 1):  # finished rollouts
+    for iteration in range(global_step // args.steps_per_iteration, args.num_iterations + 1):  # finished rollouts
         global_step = iteration * args.steps_per_iteration
 
         # the cut: every arm comes here, started, resumed or forked (`none` removes nothing); no emulator step is pending
@@ -484,7 +482,7 @@ def train(args: Args) -> Path:
 
         # a rollout: num_steps of all games
         for t in range(args.num_steps):
-            step_inbox.put(t=t, obs=games.obs)
+            inbox.put(t=t, obs=games.obs)
             games.send(act().cpu().numpy())
             step = games.receive()
             rewards[t], terminations[t] = np.sign(step.rewards), step.terminations
@@ -499,8 +497,7 @@ def train(args: Args) -> Path:
             run.log.games(global_step, step.finished)
 
         # advantages, then update_epochs passes over the rollout
-        step_inbox.put(obs=games.obs)
-        rollout_inbox.put()
+        inbox.put(obs=games.obs)
         compute_advantages()
         clipfracs = []
         for _epoch in range(args.update_epochs):

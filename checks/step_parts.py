@@ -20,7 +20,7 @@ import tyro
 
 import dqn_atari_prune
 import ppo_atari_prune
-from prune_utils.device import DTYPES, PreallocatedAdam, configure, fold_convolutions, graphed, low_precision, resolve, scaled
+from prune_utils.device import DTYPES, PreallocatedAdam, configure, graphed, low_precision, resolve, scaled
 from prune_utils.games import AtariGames
 
 SCRIPTS = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}
@@ -61,7 +61,7 @@ def parts(args: Args) -> dict[str, float]:
     cuda = device.type == "cuda"
     configure(resolved["num_threads"], resolved["precision"], deterministic=True)
     games, rng = AtariGames(args.env_id, n, 1, resolved["num_threads"]), np.random.default_rng(0)
-    network = fold_convolutions(NETWORKS[args.algorithm](games.num_actions))
+    network = NETWORKS[args.algorithm](games.num_actions)
     network = network.to(device, memory_format=torch.channels_last)
     optimizer = PreallocatedAdam(network.parameters(), lr=1e-4, eps=1e-8)
     fast = low_precision(network, dtype, optimizer)

@@ -13,7 +13,6 @@ import torch.nn as nn
 import tyro
 
 from prune_utils.basics import UserError, check, check_file, derive_seed
-from prune_utils.device import fold_convolutions
 from prune_utils.evaluation import play, record_video, statistics
 from prune_utils.games import AtariGames
 from prune_utils.run import OWN_FILES, read_config
@@ -70,7 +69,7 @@ def load(model: Path | str, network_class: type[nn.Module], env_id: str | None =
         widths = [len(weights[f"{name}.weight"]) for name in ("conv1", "conv2", "conv3", "fc1")]
         if not min(widths) or not all(t.isfinite().all() for t in weights.values()):
             raise ValueError("a layer without units, or weights that are not finite")
-        network = fold_convolutions(network_class(num_actions, widths))
+        network = network_class(num_actions, widths)
         if types := {t.dtype for t in weights.values()} - {torch.float32}:
             raise TypeError(f"tensors of {types}")
         network.load_state_dict(weights)

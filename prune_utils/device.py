@@ -31,17 +31,12 @@ def uses_cuda(cuda: bool) -> bool:
     return cuda and torch.cuda.is_available()
 
 
-def has_tf32(device: str) -> bool:
-    """Whether the device is a GPU that can multiply fp32 numbers in TF32: with 11 significant bits, and faster."""
-    return device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
-
-
 def resolve(cuda: bool, precision: str, num_threads: int, recorded: dict) -> dict:
     """What the options turn into on this machine. A run that resumes or forks keeps its recorded precision and threads."""
     device = "cuda" if uses_cuda(cuda) else "cpu"
-    tf32 = has_tf32(device)
-    without = "be auto, bf16 or fp32 where no GPU of compute capability 8.0 or more is used"
-    check(precision != "tf32" or tf32, "precision", without, precision)
+    tf32 = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # fp32 products with 11 significant bits, faster
+    rule = "be auto, bf16 or fp32 where no GPU of compute capability 8.0 or more is used"
+    check(precision != "tf32" or tf32, "precision", rule, precision)
     if precision == "auto":
         bf16 = device == "cpu" and torch.cpu._is_avx512_bf16_supported()
         here = "tf32" if tf32 else "bf16" if bf16 else "fp32"
@@ -101,7 +96,7 @@ def memory(root: Path = Path("/")) -> tuple[int, int]:
         else:
             continue
         group = mount / path.strip("/")  # in a container it may not be there, but its root is
-        for folder in (group, *group.parents[: len(group.parts) - len(mount.parts)]):
+        for folder in (group, *group.parents):  # there are no such files above the mount
             with suppress(OSError, ValueError, KeyError):  # no such group; no limit, which is written as `max`
                 limit = int((folder / limit_file).read_text())
                 stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
@@ -249,14 +244,6 @@ class FoldedConv2d(nn.Conv2d):
             return x.unflatten(3, (-1, across)).movedim(4, 1).flatten(1, 2)
 
         return F.conv2d(fold(x), fold(self.weight), self.bias, stride=(down, 1))
-
-
-def fold_convolutions(network: nn.Module) -> nn.Module:
-    """Let strided convolutions compute as FoldedConv2d: the same parameters, names and function, to rounding."""
-    for layer in network.modules():
-        if type(layer) is nn.Conv2d and layer.stride[1] > 1:
-            layer.__class__ = FoldedConv2d
-    return network
 
 
 def fp32_copy(network: nn.Module) -> nn.Module:

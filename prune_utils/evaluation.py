@@ -93,14 +93,12 @@ def multiply_adds(network: nn.Module) -> dict[str, int]:
 def record_video(policy: Policy, env_id: str, seed: int, path: Path) -> float:
     """Play one game in colour with the stable-baselines3 wrappers, write it as an mp4 at 15 frames per second; its score."""
     from moviepy import ImageSequenceClip
-    from stable_baselines3.common.atari_wrappers import FireResetEnv, MaxAndSkipEnv, NoopResetEnv, WarpFrame
+    from stable_baselines3.common.atari_wrappers import AtariWrapper
 
     stickiness = atari_spec(env_id)["repeat_action_probability"]
     env = gym.make(env_id, render_mode="rgb_array", frameskip=1, repeat_action_probability=stickiness)
-    env = MaxAndSkipEnv(NoopResetEnv(env, noop_max=30), skip=4)
-    if "FIRE" in env.unwrapped.get_action_meanings():
-        env = FireResetEnv(env)
-    env = gym.wrappers.FrameStackObservation(WarpFrame(env), 4, padding_type="zero")
+    env = AtariWrapper(env, terminal_on_life_loss=False, clip_reward=False)
+    env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
     obs, _ = env.reset(seed=seed)
     frames, score, over = [env.render()], 0.0, False
     while not over:

@@ -62,7 +62,7 @@ class AtariGames:
         )
         self.num_actions = int(self.envs.single_action_space.n)
         self.sticky = spec["repeat_action_probability"] > 0
-        self.env_id, self.num_envs, self.seed = env_id, num_envs, seed
+        self.num_envs, self.seed = num_envs, seed
         self.obs, info = self.envs.reset(seed=seed)
         self.frame_numbers = info["episode_frame_number"]
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
@@ -111,35 +111,23 @@ class AtariGames:
         """Play the games in progress again, aligned at their end: the emulator can't be saved, but it repeats itself.
 
         Without sticky actions a game depends on its seed, on the number of no-op counts drawn since (one per reset) and on
-        its actions. Generators are first advanced together, leaving room for games that end while others wait for their
-        start. Raises OSError if the games do not show the frames that they showed when they were saved.
+        its actions. Those that wait for their start play anything. Raises OSError if the games do not show the frames that
+        they showed when they were saved.
         """
         self.seed, self.resets = state["seed"], np.array(state["resets"])
         self.histories = [bytearray.fromhex(history) for history in state["histories"]]
         lengths = np.array([len(history) for history in self.histories])
-        longest, drawn = int(lengths.max()), np.zeros(self.num_envs, np.int64)
-
-        def draw(mask: np.ndarray, seeded: bool = False) -> None:
-            self.reset(mask, seeded)
-            drawn[mask] = 0 if seeded else drawn[mask] + 1
-
-        draw(np.ones(self.num_envs, bool), seeded=True)
-        # leaves room for a game that ends every 100 steps below; where more end, the generator is seeded again
-        while not self.sticky and (behind := drawn < self.resets - 2 - longest // 100).any():
-            draw(behind)
+        longest = int(lengths.max())
         for t in range(longest + 1):
             starts = longest - lengths == t
-            if (ahead := starts & ((drawn > self.resets) | (t > 0) & (drawn >= self.resets) | self.sticky)).any():
-                draw(ahead, seeded=True)
-            while not self.sticky and (behind := starts & (drawn < self.resets)).any():
-                draw(behind)
+            if starts.any():
+                self.reset(starts)
+                for n in range(0 if self.sticky else self.resets[starts].max()):
+                    self.reset(starts & (self.resets > n), seeded=False)
             if t < longest:
-                waiting = lengths < longest - t
-                actions = [0 if waiting[k] else self.histories[k][t - longest] for k in range(self.num_envs)]
-                before = self.frame_numbers
+                actions = [history[t - longest] if len(history) >= longest - t else 0 for history in self.histories]
                 self.obs, *_, info = self.envs.step(np.array(actions))
                 self.frame_numbers = info["episode_frame_number"]
-                drawn += self.frame_numbers < before
         same_frames = hashlib.sha256(self.obs.tobytes()).hexdigest() == state["obs_sha256"]
         if self.frame_numbers.tolist() != state["frame_numbers"] or not same_frames:
             raise OSError("the emulator did not return to the state of the checkpoint; --overwrite starts anew")

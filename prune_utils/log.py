@@ -17,10 +17,6 @@ from tqdm import tqdm
 from prune_utils.basics import say, write_atomically
 from prune_utils.games import Game
 
-HEADER = "global_step,tag,value\n"
-RESENT = 2000
-"""rows that W&B is sent again after a resume: more than a killed client holds back, which uploads every 15 seconds"""
-
 LAYOUT = {
     "What did the cut cost": {
         "training return": ["charts/episodic_return"],
@@ -58,9 +54,9 @@ class Log:
         `check_folder` raises where the folder is no longer this run's: TensorBoard opens its file by name for every row.
         """
         self.check_folder = check_folder
-        self.rows = [saved["curves"] if saved else HEADER]
+        self.rows = [saved["curves"] if saved else "global_step,tag,value\n"]
         self.recent_returns: deque[float] = deque(saved["recent_returns"] if saved else [], maxlen=20)
-        own = {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0, "sent": 0} if saved is None or forked else saved
+        own = {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0} if saved is None or forked else saved
         self.steps, self.seconds, self.wall_seconds = own["steps"], own["seconds"], own["wall_seconds"]
         self.at_cut = tuple(own.get("at_cut", (0, 0.0)))  # steps and seconds of learning before the cut, in this run
         self.started = self.last_line = time.monotonic()
@@ -73,15 +69,12 @@ class Log:
         self.tensorboard.add_custom_scalars({k: {c: ["Multiline", tags] for c, tags in v.items()} for k, v in LAYOUT.items()})
         self.wandb = None
         if config["options"]["track"]:
-            with self.without_wandb_at_worst():
+            with self.wandb_may_fail():
                 self.wandb = start_wandb(folder, config, arm)
-        self.sent_to = wandb_id(folder)
-        self.sent = own["sent"] if own.get("sent_to") == self.sent_to else 0  # rows that earlier processes gave to this W&B run
-        rows = [row.split(",") for row in self.rows[0].splitlines()[1:]]
-        for step, tag, value in rows if forked else []:
-            self.tensorboard.add_scalar(tag, float(value), int(step))
-        for step, tag, value in rows[max(0, self.sent - RESENT) :] if self.wandb else []:
-            self.track({tag: float(value), "global_step": int(step)})
+        for step, tag, value in (row.split(",") for row in self.rows[0].splitlines()[1:]):
+            if forked:
+                self.tensorboard.add_scalar(tag, float(value), int(step))
+            self.track({tag: float(value), "global_step": int(step)})  # a killed client may have lost any of them
         self.total = config["options"]["total_timesteps"]
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
         terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
@@ -102,11 +95,11 @@ class Log:
     def track(self, row: dict[str, float]) -> None:
         """Give W&B a row."""
         if self.wandb:
-            with self.without_wandb_at_worst():
+            with self.wandb_may_fail():
                 self.wandb.log(row)
 
     @contextmanager
-    def without_wandb_at_worst(self):
+    def wandb_may_fail(self):
         """W&B never stops a run: its client is a process of its own, which may not start or may die."""
         try:
             yield
@@ -124,7 +117,7 @@ class Log:
 
     def restart_clock(self, global_step: int) -> None:
         """Begin a lap that does not count: the first after a start or an evaluation warms up."""
-        self.lap_step, self.lap_time, self.counts = global_step, time.perf_counter(), False
+        self.lap_step, self.lap_time, self.lap_counts = global_step, time.perf_counter(), False
 
     def progress(self, global_step: int, metrics: dict[str, float], learning: bool) -> None:
         """Log metrics and the speed since the last call; move the bar, or print a line per minute where there is none.
@@ -132,10 +125,10 @@ class Log:
         Raises FloatingPointError where a loss is not finite.
         """
         steps, seconds = global_step - self.lap_step, time.perf_counter() - self.lap_time
-        if self.counts:
+        if self.lap_counts:
             self.steps, self.seconds = self.steps + steps, self.seconds + seconds
         self.restart_clock(global_step)
-        self.counts = learning
+        self.lap_counts = learning
         self(global_step, metrics, {"charts/SPS": steps / seconds})
         for tag, value in metrics.items():
             if tag.endswith("_loss") and not math.isfinite(value):
@@ -151,11 +144,9 @@ class Log:
     def state_dict(self) -> dict:
         self.file.flush()
         self.tensorboard.flush()
-        curves = "".join(self.rows)
-        sent = curves.count("\n") - 1 if self.wandb else self.sent  # the first line is the header
-        state = {"curves": curves, "recent_returns": list(self.recent_returns), "steps": self.steps, "sent": sent}
-        state |= {"at_cut": self.at_cut, "sent_to": self.sent_to}
-        return state | {"seconds": self.seconds, "wall_seconds": self.wall_seconds + time.monotonic() - self.started}
+        state = {"curves": "".join(self.rows), "recent_returns": list(self.recent_returns), "at_cut": self.at_cut}
+        state |= {"steps": self.steps, "seconds": self.seconds}
+        return state | {"wall_seconds": self.wall_seconds + time.monotonic() - self.started}
 
     def close(self, summary: dict | None = None, games: list[dict] | None = None, files: list[Path] | None = None) -> None:
         """Close the bar, the files and, with a summary, the W&B run."""
@@ -188,16 +179,13 @@ def init_wandb(**options):
         return wandb.init(settings=settings, mode="offline", **options)
 
 
-def wandb_id(folder: Path) -> str | None:
-    """Id of the W&B run that a folder logs to; None where it has not been tracked."""
-    return (folder / "wandb_id").read_text() if (folder / "wandb_id").exists() else None
-
-
 def start_wandb(folder: Path, config: dict, arm: dict):
     """Start the W&B run of a run folder."""
     # the id is made once and kept: two machines must not merge, and an id that was deleted on the server stays blocked
-    run_id = os.environ.get("WANDB_RUN_ID") or wandb_id(folder) or f"{folder.name[:100]}-{secrets.token_hex(3)}"
-    write_atomically(folder / "wandb_id", run_id.encode())  # an agent's id wins, also for later processes without the agent
+    file = folder / "wandb_id"
+    kept_id = file.read_text() if file.exists() else f"{folder.name[:100]}-{secrets.token_hex(3)}"
+    run_id = os.environ.get("WANDB_RUN_ID") or kept_id  # an agent's id wins, also for later processes without the agent
+    write_atomically(file, run_id.encode())
     options = config["options"]
     run = init_wandb(
         project=options["wandb_project_name"],

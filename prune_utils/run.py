@@ -78,13 +78,12 @@ def check_common(args) -> None:
     check(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
     check(0 < args.learning_rate < float("inf"), "learning_rate", "be finite and above 0", args.learning_rate)
     check(0 <= args.gamma <= 1, "gamma", "lie in [0, 1]", args.gamma)
-    structured = args.prune_type.endswith("-structured")
-    check(not structured or args.prune_cuts == 1, "prune_cuts", f"be 1 with {args.prune_type}", args.prune_cuts)
-    check(not structured or args.prune_scope == "layer", "prune_scope", f"be layer with {args.prune_type}", args.prune_scope)
-    rule = f"stay on with {args.prune_type}, which removes units with their biases"
-    check(not structured or args.prune_bias, "prune_bias", rule, args.prune_bias)
-    rule = f"stay on with {args.prune_type}: the output layers lose what they read of the units"
-    check(not structured or args.prune_head, "prune_head", rule, args.prune_head)
+    if args.prune_type.endswith("-structured"):
+        needed = f"with {args.prune_type}"
+        check(args.prune_cuts == 1, "prune_cuts", f"be 1 {needed}", args.prune_cuts)
+        check(args.prune_scope == "layer", "prune_scope", f"be layer {needed}", args.prune_scope)
+        check(args.prune_bias, "prune_bias", f"stay on {needed}, which removes units with their biases", args.prune_bias)
+        check(args.prune_head, "prune_head", f"stay on {needed}: output layers lose what they read of units", args.prune_head)
     dense = args.prune_type == "none" and args.fork_from is None
     check(dense or not args.until_cut, "until_cut", "come with --prune-type none and without --fork-from", args.until_cut)
 
@@ -159,7 +158,7 @@ def speed(steps: int, seconds: float) -> float | None:
 
 def source_files(script: Path) -> list[Path]:
     """What makes a run: its script and prune_utils."""
-    return [script, *sorted(Path(__file__).parent.glob("*.py"))]
+    return [script, *sorted(Path(__file__).resolve().parent.glob("*.py"))]
 
 
 # ----------------------------------------------------------------------------------------------------------- checkpoints
@@ -195,7 +194,7 @@ def load_checkpoint(path: Path) -> dict | None:
                     raise zipfile.BadZipFile(f"{broken} has a wrong checksum")
             checkpoint = torch.load(file, weights_only=True, map_location="cpu")
             if checkpoint["format"] != FORMAT:
-                raise ValueError(f"format {checkpoint['format']}, not {FORMAT}")
+                raise ValueError(f"format {checkpoint['format']}, not {FORMAT}; {path.parent / 'source'} has the script for it")
             return checkpoint | {"file": file}
         except Exception as error:  # whatever a torn or strange file makes the readers say
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -232,21 +231,20 @@ class Run:
         self.signal: signal.Signals | None = None
         self.saved: tuple[int, int] | None = None  # step and number of cuts of the last checkpoint
 
-        previous = {} if args.overwrite else read_config(self.folder)
-        finished = bool(previous) and (self.folder / "summary.json").exists()
-        resumes = bool(previous) and any((self.folder / name).exists() for name in CHECKPOINTS)
-        self.checkpoint, recorded = None, previous
+        previous, finished, resumes = found = self.find()
+        self.checkpoint = None
         itself = self.parent and self.parent.resolve() == self.folder.resolve()
         check(not itself, "fork_from", "be another folder than the run's own", self.parent)
         if self.parent and not finished and not resumes:
             self.checkpoint = load_checkpoint(self.parent / "prune_point.pt")
             check(bool(self.checkpoint), "fork_from", "be the folder of a dense run that has reached its cut", self.parent)
-            recorded = self.checkpoint
-        self.describe(recorded.get("resolved", {}))
+        self.describe((self.checkpoint or previous).get("resolved", {}))
         if self.checkpoint:
             rule = f"be a run of the same options, script and versions ({self.parent} -> this run)"
             self.compare(self.checkpoint, "fork_from", rule)
         self.lock()
+        if self.find() != found:
+            raise Busy(f"{self.folder} was in use by another process until now")
         if finished:
             changed = self.changes(previous, set(self.config["resolved"]))
             check(not changed, "run_name", f"name another run, or --overwrite be given: {self.folder} is finished", changed)
@@ -275,12 +273,18 @@ class Run:
         device.configure(self.num_threads, resolved["precision"], args.torch_deterministic)
         self.listen()
 
+    def find(self) -> tuple[dict, bool, bool]:
+        """What an earlier process left in the folder: its config, whether it finished, whether there is a checkpoint."""
+        config = {} if self.args.overwrite else read_config(self.folder)
+        finished = bool(config) and (self.folder / "summary.json").exists()
+        return config, finished, bool(config) and any((self.folder / name).exists() for name in CHECKPOINTS)
+
     def describe(self, recorded: dict) -> None:
         """The run's config: its options and what they turn into here; results repeat only where these agree."""
         resolved = device.resolve(self.args.cuda, self.args.precision, self.args.num_threads, recorded)
-        source = b"".join(file.read_bytes() for file in source_files(self.script))
-        resolved |= {"torch": str(torch.__version__), "ale_py": ale_py.__version__}
-        resolved |= {"source_sha256": hashlib.sha256(source).hexdigest()}
+        self.source = {file.relative_to(self.script.parent): file.read_bytes() for file in source_files(self.script)}
+        digest = hashlib.sha256(b"".join(self.source.values())).hexdigest()
+        resolved |= {"torch": str(torch.__version__), "ale_py": ale_py.__version__, "source_sha256": digest}
         self.config = {"algorithm": self.algorithm, "options": asdict(self.args), "resolved": resolved}
         self.config |= {"device_name": device.device_name(resolved["device"])}
 
@@ -312,15 +316,14 @@ class Run:
 
     def begin(self, obsolete: tuple[str, ...]) -> None:
         """Start the folder anew: config and source and, in a fork, the parent's prune point as its first checkpoint."""
-        source = {file.relative_to(self.script.parent): file.read_bytes() for file in source_files(self.script)}
         describe = ["git", "-C", str(self.script.parent), "describe", "--always", "--dirty"]
         git = subprocess.run(describe, capture_output=True, text=True).stdout.strip() if shutil.which("git") else None
         git = read_config(self.script.parent.parent).get("git", git)  # a run folder knows of which commit its copy is
         versions = {"python": sys.version.split()[0], "numpy": np.__version__, "gymnasium": gym.__version__}
         self.config |= {"versions": versions, "git": git or None, "command": sys.argv, "parent": self.args.fork_from}
-        self.delete(obsolete)  # the copy that runs may be this folder's own
+        self.delete(obsolete)  # the copy that runs may be this folder's own: it was read before
         write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2).encode())
-        for name, data in source.items():
+        for name, data in self.source.items():
             copy = self.folder / "source" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(data)
@@ -377,9 +380,8 @@ class Run:
         if self.saved == (global_step, self.cuts_done):
             return
         state = self.config | {"format": FORMAT, "global_step": global_step, "first_step": self.first_step}
-        state |= {"cuts_done": self.cuts_done, "evaluations": self.evaluations, "log": self.log.state_dict()}
-        state |= {"measures": self.measures}
-        state |= {"parts": {name: state_of(part) for name, part in self.parts.items()}}
+        state |= {"cuts_done": self.cuts_done, "evaluations": self.evaluations, "measures": self.measures}
+        state |= {"log": self.log.state_dict(), "parts": {name: state_of(part) for name, part in self.parts.items()}}
         data = io.BytesIO()  # torch.save to a full disk says something else than that it is full
         torch.save(state, data)
         self.write(CHECKPOINTS[0], data.getbuffer(), keep_previous=True)
@@ -425,7 +427,7 @@ class Run:
 
         policy = make_policy(device.fp32_copy(network), seed)
         games = evaluation.play(policy, self.args.env_id, episodes, seed, self.num_threads, each_step)
-        measured = self.health(network, make_policy)
+        measured = self.measure_health(network, make_policy)
         self.measures[moment] = {"commonest_action_share": max(counts.values()) / counts.total(), "health": measured}
         self.evaluations += [{"moment": moment, "global_step": global_step, **game} for game in games]
         file = io.StringIO()
@@ -438,7 +440,7 @@ class Run:
         self.log(global_step, {f"eval/{moment}_return": mean} | {f"health/{name}": value for name, value in measured.items()})
         self.log.restart_clock(global_step)
 
-    def health(self, network: nn.Module, make_policy: Callable) -> dict[str, float]:
+    def measure_health(self, network: nn.Module, make_policy: Callable) -> dict[str, float]:
         """Health of a network on 500 observations of games played for this; fewer in a run of less than 2M agent steps."""
         network, seed = device.fp32_copy(network), self.seed("health")
         steps = max(1, min(250, self.args.total_timesteps // 8000))
@@ -455,7 +457,7 @@ class Run:
         evaluated = bool(self.evaluations) and self.evaluations[-1]["global_step"] == global_step
         if tenth and not evaluated and self.args.eval_episodes and self.args.total_timesteps >= HEALTH_STEPS:
             started = time.perf_counter()
-            measured = self.health(network, make_policy)
+            measured = self.measure_health(network, make_policy)
             self.log(global_step, {f"health/{name}": value for name, value in measured.items()})
             self.log.lap_time += time.perf_counter() - started  # the lap goes on without it
 
@@ -495,8 +497,9 @@ class Run:
 
     def on_signal(self, number: int, _frame) -> None:
         self.signal = signal.Signals(number)
-        with suppress(OSError):  # and no print, which may be at work just now
-            os.write(2, f"\n{self.signal.name}: stops at the next safe point; a second signal ends it at once\n".encode())
+        told = f"\n{self.signal.name}: stops at the next safe point; a second signal ends it at once\n"
+        with suppress(OSError, ValueError, AttributeError):  # and no print, which may be at work just now
+            os.write(sys.stderr.fileno(), told.encode())
         for each in self.handlers:
             signal.signal(each, signal.SIG_DFL)
 
@@ -532,9 +535,7 @@ class Run:
         summary = self.summarise(global_step, network, weights, counts)
         files = []
         if self.args.save_model:
-            model = io.BytesIO()
-            torch.save(weights, model)
-            self.write("model.pt", model.getvalue())
+            self.write("model.pt", storage.saved(weights, storage.FORMATS["dense"]))
             self.write("model_packed.npz", storage.pack(weights))
             files = [self.folder / "model.pt", self.folder / "model_packed.npz"]
         if self.args.capture_video:
@@ -567,9 +568,7 @@ class Run:
     def summarise(self, global_step: int, network: nn.Module, weights: dict[str, torch.Tensor], counts: dict) -> dict:
         """What summary.json says of a network, but for its clocks."""
         totals = {key: sum(count[key] for count in counts.values()) for key in ("total", "pruned", "nonzero")}
-        returns: dict[str, list[float]] = {}
-        for row in self.evaluations:
-            returns.setdefault(row["moment"], []).append(row["return"])
+        returns = {moment: [row["return"] for row in self.evaluations if row["moment"] == moment] for moment in self.measures}
         return arm(self.algorithm, asdict(self.args)) | {
             "global_step": global_step,
             "agent_steps_run": global_step - self.first_step,
@@ -580,6 +579,6 @@ class Run:
             "parameters": sum(t.numel() for t in weights.values()),
             "resident_bytes": sum(t.numel() * t.element_size() for t in weights.values()),
             "disk": storage.storage_bytes(weights),
-            "eval": {moment: evaluation.statistics(games) | self.measures[moment] for moment, games in returns.items()},
+            "eval": {moment: evaluation.statistics(returns[moment]) | self.measures[moment] for moment in self.measures},
             "multiply_adds": evaluation.multiply_adds(network),
         }

@@ -13,17 +13,7 @@ import dqn_atari_prune as dqn
 import ppo_atari_prune as ppo
 from prune_utils import device
 from prune_utils.basics import UserError
-from prune_utils.device import (
-    FoldedConv2d,
-    Inbox,
-    PreallocatedAdam,
-    fold_convolutions,
-    fp32_copy,
-    graphed,
-    low_precision,
-    resolve,
-    scaled,
-)
+from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, fp32_copy, graphed, low_precision, resolve, scaled
 from tests.test_learning_mathematics import frames, generator, ppo_minibatch
 
 NETWORKS = {"dqn": dqn.QNetwork, "ppo": ppo.Agent}
@@ -32,7 +22,7 @@ both = pytest.mark.parametrize("algorithm", NETWORKS)
 
 def build(algorithm: str, hidden_size: int = 512) -> nn.Module:
     torch.manual_seed(0)
-    return fold_convolutions(NETWORKS[algorithm](6, (32, 64, 64, hidden_size))).to(memory_format=torch.channels_last)
+    return NETWORKS[algorithm](6, (32, 64, 64, hidden_size)).to(memory_format=torch.channels_last)
 
 
 def dqn_batch(n: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -82,13 +72,11 @@ def test_channels_last_a_convolution_is_folded_without_a_copy(layer):
 
 
 @both
-def test_folding_a_network_leaves_its_parameters_their_names_and_its_function(algorithm):
-    plain = NETWORKS[algorithm](6, (32, 64, 64, 64))
-    folded = copy.deepcopy(plain)
-    before = list(folded.parameters())
-    assert fold_convolutions(folded) is folded
+def test_a_network_of_folded_convolutions_has_the_parameters_names_and_function_of_one_of_plain_ones(algorithm):
+    folded = NETWORKS[algorithm](6, (32, 64, 64, 64))
+    plain = copy.deepcopy(folded)
     assert [type(layer) for layer in (folded.conv1, folded.conv2, folded.conv3)] == [FoldedConv2d, FoldedConv2d, nn.Conv2d]
-    assert all(p is b for p, b in zip(folded.parameters(), before, strict=True))
+    plain.conv1.__class__ = plain.conv2.__class__ = nn.Conv2d
     states = plain.state_dict(), folded.state_dict()
     assert list(states[0]) == list(states[1]) and all(torch.equal(t, states[1][name]) for name, t in states[0].items())
     obs = frames(4, 1)
@@ -171,7 +159,7 @@ def test_a_copy_is_renewed_by_every_step_of_the_optimizer_the_masks_and_every_lo
 
 
 def test_the_copy_of_a_target_network_is_renewed_by_every_sync():
-    network, target = (fold_convolutions(dqn.QNetwork(6, (32, 64, 64, 32))) for _ in range(2))
+    network, target = (dqn.QNetwork(6, (32, 64, 64, 32)) for _ in range(2))
     target.requires_grad_(False)
     low, start = low_precision(target, torch.bfloat16), flat(target)
     assert is_rounded(low, target) and not any(p.requires_grad for p in low.parameters())
@@ -305,3 +293,15 @@ def test_a_replay_buffer_has_to_fit_into_the_cgroup_and_not_only_into_the_machin
     with pytest.raises(UserError, match=rf"^--buffer-size must .* and fit into the memory here \({most}\), got 1000000$"):
         dqn.Args(cuda=False)  # 7 GB
     assert dqn.Args(cuda=False, buffer_size=most).buffer_size == most
+
+
+def test_a_training_flushes_denormals_and_takes_its_threads_and_deterministic_algorithms():
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(2)
+    torch.backends.cudnn.deterministic = False
+    device.configure(1, "fp32", deterministic=True)
+    found = (torch.tensor([1e-40]) * 1.0).item(), torch.get_num_threads(), torch.backends.cudnn.deterministic
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = deterministic
+    assert found == (0, 1, True)

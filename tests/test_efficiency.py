@@ -13,7 +13,7 @@ import torch
 from analysis import costs
 from evals import efficiency
 from evals.export import without_dead_units
-from prune_utils.device import fold_convolutions, low_precision
+from prune_utils.device import low_precision
 from tests.conftest import SCRIPTS, summary, weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +30,7 @@ def outputs(network: torch.nn.Module) -> torch.Tensor:
 
 def some_network(algorithm: str) -> torch.nn.Module:
     """With biases that count (PPO's are born 0) and heads of a size that shows a difference."""
-    network = fold_convolutions(NETWORKS[algorithm](6, (32, 64, 64, 64)))
+    network = NETWORKS[algorithm](6, (32, 64, 64, 64))
     for name, p in network.named_parameters():
         p.data.normal_(std=0.05 if p.dim() > 1 else 0.5, generator=torch.Generator().manual_seed(len(name)))
     return network
@@ -143,7 +143,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line_before_anything_is(
 
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs 2:4 on a GPU")
 def test_two_of_four_computes_what_its_dense_weights_do():
-    network = low_precision(fold_convolutions(NETWORKS["dqn"](6)).cuda(), torch.float16)
+    network = low_precision(NETWORKS["dqn"](6).cuda(), torch.float16)
     sparse = efficiency.with_two_of_four(network)
     dense = copy.deepcopy(network)
     dense.fc1.weight.data = sparse.fc1.weight.detach().to_dense()

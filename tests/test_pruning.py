@@ -9,7 +9,7 @@ from ppo_atari_prune import Agent
 from ppo_atari_prune import Args as PPOArgs
 from ppo_atari_prune import update as ppo_update
 from prune_utils.basics import derive_seed
-from prune_utils.device import PreallocatedAdam, fold_convolutions, low_precision
+from prune_utils.device import PreallocatedAdam, low_precision
 from prune_utils.shrink import count_tensors
 
 NETWORKS = {"dqn": QNetwork, "ppo": Agent}
@@ -23,7 +23,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 def build(algorithm: str, hidden_size: int = 512):
     torch.manual_seed(1)
-    network = fold_convolutions(NETWORKS[algorithm](6, (32, 64, 64, hidden_size))).to(memory_format=torch.channels_last)
+    network = NETWORKS[algorithm](6, (32, 64, 64, hidden_size)).to(memory_format=torch.channels_last)
     return network, PreallocatedAdam(network.parameters(), lr=1e-3, eps=1e-8)
 
 

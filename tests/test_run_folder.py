@@ -384,6 +384,26 @@ def test_a_run_folder_in_use_is_refused_with_exit_code_75(tmp_path, main, capsys
         assert not run.finished
 
 
+def test_what_another_process_did_before_the_lock_was_taken_is_not_done_again(tmp_path, monkeypatch):
+    folder, lock = begun(tmp_path), Run.lock
+
+    def late(run: Run) -> None:
+        (folder / "summary.json").write_text("{}")  # the other process finishes just now
+        lock(run)
+
+    monkeypatch.setattr(Run, "lock", late)
+    with pytest.raises(Busy, match="was in use by another process until now"):
+        Run(small(tmp_path), "ppo", script.__file__)
+    assert (folder / "summary.json").exists()
+
+
+def test_a_run_that_starts_again_before_its_first_checkpoint_keeps_its_wandb_run(tmp_path):
+    folder = begun(tmp_path)
+    (folder / "wandb_id").write_text("r-1")
+    with opened(small(tmp_path)):
+        assert (folder / "wandb_id").read_text() == "r-1"
+
+
 def test_the_default_name_says_every_option_that_shapes_the_result_and_no_other(tmp_path):
     name = lambda **options: default_run_name(script.Args(**options))  # noqa: E731
     assert name() == "SpaceInvadersNoFrameskip-v4__ppo_atari_prune__l1-0.3__s1"

@@ -11,7 +11,7 @@ import dqn_atari_prune as dqn
 import ppo_atari_prune as ppo
 from analysis.runs import read_results, read_run
 from evals import common
-from prune_utils.device import PreallocatedAdam, fold_convolutions, low_precision
+from prune_utils.device import PreallocatedAdam, low_precision
 from prune_utils.evaluation import observe
 from prune_utils.run import Run
 from prune_utils.shrink import hidden_layers, remove_units, widths
@@ -34,7 +34,7 @@ def frames() -> torch.Tensor:
 def build(algorithm: str):
     """A network whose biases count, and an optimizer with moments."""
     torch.manual_seed(1)
-    network = fold_convolutions(NETWORKS[algorithm](6, WIDTHS)).to(memory_format=torch.channels_last)
+    network = NETWORKS[algorithm](6, WIDTHS).to(memory_format=torch.channels_last)
     for name, p in network.named_parameters():
         if name.endswith("bias"):
             p.data.normal_(std=0.1)
@@ -186,3 +186,9 @@ def test_a_dense_network_of_the_width_that_a_structured_cut_leaves_has_its_shape
     remove_units(SCRIPTS[algorithm].choose_units(network, "l1-structured", 0.5, 1), [network])
     assert [p.shape for p in small.parameters()] == [p.shape for p in network.parameters()]
     assert widths(SCRIPTS[algorithm].Args(**SMALL[algorithm])) == (32, 64, 64, 64)
+
+
+def test_kernels_stay_channels_last_after_a_structured_cut():
+    network = ppo.Agent(6, WIDTHS).to(memory_format=torch.channels_last)
+    remove_units(ppo.choose_units(network, "l1-structured", 0.5, 1), [network])
+    assert network.conv2.weight.is_contiguous(memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,7 +71,6 @@ def process(monkeypatch, tmp_path):
                 raise Killed
 
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-        monkeypatch.setattr(log, "RESENT", 12)
         monkeypatch.setattr(log, "init_wandb", init)
         monkeypatch.setattr(log, "finish_wandb", lambda *_: None)
         monkeypatch.setattr(Run, "checkpoint_if_due", save_or_die)
@@ -89,12 +89,12 @@ def process(monkeypatch, tmp_path):
     return run
 
 
-def test_a_resume_sends_the_last_rows_before_its_checkpoint_again_and_no_others(process, tmp_path):
+def test_a_resume_sends_every_row_before_its_checkpoint_again(process, tmp_path):
     # 7 rows per iteration: the fourth checkpoint is of 21 rows
     _, first = process("ppo", track=True, iterations=4)
     finished, second = process("ppo", track=True)
     curves = in_curves(tmp_path / "a")
-    assert finished and len(first) == 21 and first == curves[:21] and second == curves[21 - 12 :]
+    assert finished and len(first) == 21 and first == curves[:21] and second == curves
 
 
 def test_tracking_that_is_switched_on_at_a_resume_sends_every_row_once_and_in_order(process, tmp_path):
@@ -122,7 +122,7 @@ def test_a_run_of_an_agent_goes_on_in_its_wandb_run_by_hand_and_another_agent_ge
     monkeypatch.setenv("WANDB_RUN_ID", "agent2")
     finished, anew = process("ppo", track=True)
     curves = in_curves(tmp_path / "a")
-    assert process.ids == ["agent1", "agent1", "agent2"] and by_hand[0] == curves[21 - 12]
+    assert process.ids == ["agent1", "agent1", "agent2"] and by_hand[:21] == curves[:21]
     assert finished and anew == curves
 
 
@@ -177,6 +177,14 @@ def test_wandb_has_every_row_and_no_other_of_a_run_killed(case, process, small_r
 )
 def test_runs_that_differ_by_more_than_their_seed_and_machine_are_groups_of_their_own(options, ending):
     assert wandb_group("ppo", SCRIPTS["ppo"].Args(**options)) == f"SpaceInvadersNoFrameskip-v4__ppo__{ending}"
+
+
+def test_a_run_goes_to_the_project_and_the_entity_of_its_options(tmp_path, monkeypatch):
+    given, run = {}, SimpleNamespace(define_metric=lambda *_, **__: None)
+    monkeypatch.setattr(log, "init_wandb", lambda **options: given.update(options) or run)
+    config = {"options": {"wandb_project_name": "p", "wandb_entity": "e"}, "resolved": {}, "device_name": ""}
+    log.start_wandb(tmp_path, config, {"group": "g", "env_id": "", "algorithm": "", "prune_type": ""})
+    assert (given["project"], given["entity"], given["group"]) == ("p", "e", "g")
 
 
 def test_a_long_group_ends_in_a_hash_of_the_whole():
