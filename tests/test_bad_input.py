@@ -198,9 +198,10 @@ def test_a_hundred_thousand_threads_are_one_line(main, tmp_path, capsys):
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
 @pytest.mark.parametrize("games", [0, 1])
-def test_a_training_that_diverges_ends_with_one_line_and_keeps_its_checkpoint(algorithm, games, main, tmp_path, capsys):
+def test_a_training_that_diverges_ends_with_one_line_and_is_not_finished(algorithm, games, main, tmp_path, capsys):
     options = SHORT[algorithm] | {"learning_rate": 1e30, "eval_episodes": games, "runs_dir": str(tmp_path), "run_name": "a"}
     assert main(algorithm, options | {"prune_type": "none"}) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "the training has diverged" in lines[0]
+    assert "_loss is nan at step 16: " in lines[0] or algorithm == "dqn"  # at the first loss that is logged
     assert not (tmp_path / "a" / "summary.json").exists()

@@ -1,5 +1,7 @@
 """A run goes on, and forks, to the same bits as one that was never interrupted; a broken checkpoint is never used."""
 
+import copy
+import inspect
 import json
 import os
 import random
@@ -8,8 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from checks.kill_runs import bits, disturb
 from prune_utils import evaluation, storage
-from prune_utils.basics import UserError
+from prune_utils.basics import Stop, UserError
 from prune_utils.games import AtariGames
 from prune_utils.run import Run, load_checkpoint
 from tests.conftest import SCRIPTS, SHORT, SMALL, flags, rows, summary
@@ -469,6 +474,47 @@ def test_output_that_cannot_be_written_ends_no_training_and_changes_none(small_r
     assert all(bits(tmp_path / name) == whole for name in shells)
 
 
+# -------------------------------------------------------------------------------------------------- A/A, when it is due
+def test_an_a_a_fork_that_is_stopped_goes_on_to_the_same_bits(small_run, tmp_path, monkeypatch):
+    fork = {"prune_type": "none", "fork_from": str(small_run("ppo", **SHORT["ppo"], prune_type="none")), "fork_seed": 1}
+    whole, due = small_run("ppo", "whole", **SHORT["ppo"], **fork), Run.checkpoint_if_due
+
+    def stop(run: Run, global_step: int) -> None:
+        run.signal = signal.SIGTERM if global_step == 112 else None
+        due(run, global_step)
+
+    args = SCRIPTS["ppo"].Args(**SHORT["ppo"], **fork, runs_dir=str(tmp_path), run_name="a")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Run, "checkpoint_if_due", stop)
+        SCRIPTS["ppo"].train(args)
+    assert same_bits(SCRIPTS["ppo"].train(args), whole)
+
+
+def test_random_forks_with_other_fork_seeds_have_other_masks(small_run, tmp_path, monkeypatch):
+    script, seeds = SCRIPTS["ppo"], []
+    dense, make = small_run("ppo", **SHORT["ppo"], prune_type="none"), script.make_masks
+    monkeypatch.setattr(script, "make_masks", lambda *args: seeds.append(args[4]) or make(*args))
+    for seed in (None, 1, 2):
+        fork = {"prune_type": "random", "fork_from": str(dense), "fork_seed": seed}
+        script.train(script.Args(**SHORT["ppo"], **fork, runs_dir=str(tmp_path)))
+    assert len(set(seeds)) == 3
+
+
+def test_a_checkpoint_is_due_every_checkpoint_minutes(tmp_path, monkeypatch):
+    now, steps, due, save = [0.0], [], Run.checkpoint_if_due, Run.save
+
+    def four_minutes_later(run: Run, global_step: int) -> None:
+        now[0] += 240.0
+        due(run, global_step)
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr("prune_utils.run.time", clock)
+    monkeypatch.setattr(Run, "checkpoint_if_due", four_minutes_later)
+    monkeypatch.setattr(Run, "save", lambda run, global_step: steps.append(global_step) or save(run, global_step))
+    SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**SHORT["ppo"], runs_dir=str(tmp_path), checkpoint_minutes=10.0))
+    assert steps == [32, 80, 128]  # after 12, 24 and 36 minutes, of 4 per rollout of 16 steps
+
+
 # -------------------------------------------------------------------------------------------------------------- emulator
 @pytest.mark.parametrize("env_id", ["SpaceInvadersNoFrameskip-v4", "ALE/SpaceInvaders-v5"])
 def test_the_emulator_comes_back_to_where_it_was_and_goes_on_alike(env_id):
@@ -506,3 +552,24 @@ def test_an_emulator_that_shows_other_frames_than_it_did_is_refused():
             OSError, match="the emulator did not return to the state of the checkpoint; --overwrite starts anew"
         ):
             AtariGames("PongNoFrameskip-v4", 2, seed=0).load_state_dict(state | change)
+
+
+def test_an_emulator_comes_back_after_many_games_and_plays_at_most_108000_frames(monkeypatch):
+    make = partial(AtariGames, "SpaceInvadersNoFrameskip-v4", 3, num_threads=1, max_frames=200)
+    games, rng = make(seed=5), np.random.default_rng(0)
+
+    def play(games: AtariGames, rng: np.random.Generator, steps: int) -> list:
+        seen = []
+        for _ in range(steps):
+            games.send(rng.integers(0, 6, 3))
+            step = games.receive()
+            seen.append((step.obs.tobytes(), step.finished))
+        return seen
+
+    play(games, rng, 420)
+    assert games.resets.min() >= 8
+    state, draws = games.state_dict(), copy.deepcopy(rng)
+    expected, again = play(games, rng, 120), make(seed=9)
+    again.load_state_dict(state)
+    assert play(again, draws, 120) == expected
+    assert inspect.signature(AtariGames).parameters["max_frames"].default == 108_000

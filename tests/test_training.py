@@ -13,6 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from checks.kill_runs import bits
+from prune_utils import evaluation
+from prune_utils.basics import derive_seed, seeded
 from prune_utils.device import peak_ram_bytes, true_fp32
 from prune_utils.games import AtariGames
 from prune_utils.log import Log
@@ -35,7 +37,8 @@ def test_a_run_learns_prunes_logs_evaluates_and_saves(algorithm, small_run):
     files = ".lock config.json source curves.csv model.pt model_packed.npz eval.csv summary.json"
     assert names == set(files.split())
 
-    network = NETWORKS[algorithm](6, (32, 64, 64, SMALL[algorithm]["hidden_size"]))
+    with seeded(derive_seed(1, "network")):
+        network = NETWORKS[algorithm](6, (32, 64, 64, SMALL[algorithm]["hidden_size"]))
     before = {name: t.clone() for name, t in network.state_dict().items()}
     network.load_state_dict(weights(folder))
     for name, t in network.state_dict().items():
@@ -68,6 +71,39 @@ def test_the_target_is_synced_where_cleanrl_does_it_though_learning_starts_withi
     start = {"learning_starts": 299, "target_network_frequency": 299, "total_timesteps": 1000}
     small_run("dqn", name="synced", prune_type="none", eval_episodes=0, **start)
     assert len(synced) == 2
+
+
+def test_a_dense_dqn_copies_its_target_at_the_cut_and_tau_and_eval_epsilon_are_those_of_its_options(tmp_path, monkeypatch):
+    script, taus, epsilons, equal = SCRIPTS["dqn"], set(), set(), []
+    sync, log_cut = script.sync_target, Run.log_cut
+
+    def look(run, *args):
+        online, target = (run.parts[name].state_dict() for name in ("q_network", "target_network"))
+        equal.append(all(torch.equal(t, target[name]) for name, t in online.items()))
+        log_cut(run, *args)
+
+    monkeypatch.setattr(script, "sync_target", lambda *args: taus.add(args[2]) or sync(*args))
+    monkeypatch.setattr(Run, "evaluate", lambda run, moment, step, network, policy: epsilons.add(policy.keywords["epsilon"]))
+    monkeypatch.setattr(Run, "log_cut", look)
+    options = SHORT["dqn"] | {"prune_type": "none", "prune_at": 0.53, "tau": 0.5, "eval_epsilon": 0.3}  # no sync is due at .53
+    script.train(script.Args(**options, runs_dir=str(tmp_path)))
+    assert taus == {0.5} and epsilons == {0.3} and equal == [True]
+
+
+def test_speeds_before_and_after_the_cut_are_those_of_their_steps_and_a_model_is_saved_only_if_asked_for(tmp_path, monkeypatch):
+    script, summarise = SCRIPTS["ppo"], Run.summarise
+
+    def with_known_clocks(run, *args):
+        run.log.steps, run.log.seconds, run.log.at_cut, run.log.wall_seconds = 300, 4.0, (100, 2.0), 1000.0
+        return summarise(run, *args)
+
+    monkeypatch.setattr(Run, "summarise", with_known_clocks)
+    monkeypatch.setattr(evaluation, "record_video", lambda policy, env_id, seed, path: path.write_bytes(b""))
+    folder = script.train(script.Args(**SHORT["ppo"], runs_dir=str(tmp_path), save_model=False, capture_video=True))
+    told = summary(folder)["time"]
+    assert [told[f"agent_steps_per_second_{when}"] for when in ("before_cut", "after_cut", "while_learning")] == [50, 100, 75]
+    assert 1000 < told["wall_seconds"] < 1100  # with those of earlier processes
+    assert [path.name for path in folder.iterdir() if path.suffix in (".pt", ".npz", ".mp4")] == ["final.mp4"]
 
 
 @both
