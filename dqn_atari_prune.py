@@ -169,6 +169,7 @@ class QNetwork(nn.Module):
     def __init__(self, num_actions: int, widths: tuple[int, ...] = (32, 64, 64, 512)):
         super().__init__()
         c1, c2, c3, hidden = widths
+        # FoldedConv2d is nn.Conv2d with the same parameters and function, and faster gradients on a CPU
         self.conv1 = FoldedConv2d(4, c1, 8, stride=4)
         self.conv2 = FoldedConv2d(c1, c2, 4, stride=2)
         self.conv3 = nn.Conv2d(c2, c3, 3, stride=1)

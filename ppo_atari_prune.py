@@ -178,6 +178,7 @@ class Agent(nn.Module):
     def __init__(self, num_actions: int, widths: tuple[int, ...] = (32, 64, 64, 512)):
         super().__init__()
         c1, c2, c3, hidden = widths
+        # FoldedConv2d is nn.Conv2d with the same parameters and function, and faster gradients on a CPU
         self.conv1 = layer_init(FoldedConv2d(4, c1, 8, stride=4))
         self.conv2 = layer_init(FoldedConv2d(c1, c2, 4, stride=2))
         self.conv3 = layer_init(nn.Conv2d(c2, c3, 3, stride=1))
@@ -331,8 +332,9 @@ def compute_gae(rewards, values, terminations, next_value, gamma: float, gae_lam
     the value of the observation after the last step. values + advantages are the returns that the critic is trained on.
     """
     nonterminal = 1.0 - terminations.float()
-    advantages = rewards + gamma * torch.cat([values[1:], next_value[None]]) * nonterminal - values  # TD errors, at first
+    deltas = rewards + gamma * torch.cat([values[1:], next_value[None]]) * nonterminal - values
     decays = gamma * gae_lambda * nonterminal
+    advantages = deltas.clone()
     for t in reversed(range(len(rewards) - 1)):
         advantages[t].addcmul_(decays[t], advantages[t + 1])
     return advantages
@@ -404,7 +406,7 @@ def train(args: Args) -> Path:
     global_step = run.resume(parts, generators=[act_generator, batch_generator])
 
     rollout = (args.num_steps, args.num_envs)
-    # put() sends these arrays to the device; rewards and terminations, which are filled in place, are used once per rollout
+    # put() sends these to the device; rewards and terminations are filled in place during a rollout and read at its end
     filled = {"rewards": np.zeros(rollout, np.float32), "terminations": np.zeros(rollout, bool)}
     inbox = Inbox(device, t=np.zeros(1, np.int64), obs=games.obs, **filled)
     rewards, terminations = inbox.arrays["rewards"], inbox.arrays["terminations"]

@@ -203,8 +203,8 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     told = [answer.long, *([no_skill.in_words] if no_skill else [])]
     told += [of_dense(row) for row in tables["returns"] if row["role"] == "dense" and "after_cut" in row]
     without = []
-    for arm in (arm for arm in study.arms if arm.kind != "A/A"):
-        lacking = [run for run in arm.all_runs if np.isnan(run.value("after_cut"))]
+    for arm in study.arms:
+        lacking = [run for run in arm.all_runs if np.isnan(run.value("after_cut")) and arm.kind != "A/A"]
         seeds = [f"{run.seed}" + f" fork {run.fork_seed}" * (run.fork_seed is not None) for run in lacking]
         without += [f"{name_of(arm.label)} (seed {', '.join(seeds)})"] if seeds else []
     if without:

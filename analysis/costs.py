@@ -29,8 +29,7 @@ FORMATS = ("coo", "csr_int64", "csr_int32", "bitmask", "bitmask_fp16_lossy", "zl
 COLUMNS = {"algorithm", "arm", "prune_type", "sparsity", "form", "device", "torch", "dense_bytes"}
 COLUMNS |= {f"{name}_bytes" for name in FORMATS}
 MEASURES = {"file_bytes", "resident_bytes", "load_ms", "units", "multiply_adds"}
-"""columns that a CSV file must have, those of MEASURES perhaps without values
-"""
+"""columns that a CSV file must have, those of MEASURES perhaps without values"""
 LATENCY = r"us_(\d+)x(\d+)"
 """columns of median latencies, by batch and threads; their quartiles have _q25 and _q75 at the end"""
 

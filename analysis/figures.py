@@ -472,7 +472,7 @@ def sparsity(studies: list[Study], styles: dict, out: Path) -> bool:
 def crossing(sparsity, ratios) -> float | None:
     """The sparsity from which on a ratio stays below 1, in straight lines between those measured; None if it ends above.
 
-    The least one that was measured, where it is below 1 at all of them.
+    Where all ratios are below 1 it is the least sparsity that was measured.
     """
     sparsity, ratios = np.asarray(sparsity), np.asarray(ratios)
     above = np.flatnonzero(ratios >= 1)

@@ -183,7 +183,7 @@ def noise_table(study: Study) -> list[dict]:
     for arm in arms if study.dense else []:
         returns = {run: run.value("after_cut") for s in study.dense.runs for run in arm.runs.get(s, [])}
         returns = {run: value for run, value in returns.items() if not np.isnan(value)}
-        if returns and min(returns.values()) > 0:  # of a mean around 0 no share can be told
+        if returns and min(returns.values()) > 0:  # a share of a return that may be 0 or less says nothing
             middle = np.mean(list(returns.values()))
             values += [value / middle for value in returns.values()]
             of_arms += [arm.label] * len(returns)
@@ -208,7 +208,7 @@ def aggregate_table(studies: list[Study]) -> list[dict]:
     for study in studies:
         for arm in study.arms:
             pairs = arm.pairs("after_cut") if arm.rate else {}
-            if pairs and min(twin for _, twin in pairs.values()) > 0:  # of a mean around 0 no share can be told
+            if pairs and min(twin for _, twin in pairs.values()) > 0:  # a share of a return that may be 0 or less says nothing
                 dense = np.mean([twin for _, twin in pairs.values()])
                 family = families.setdefault((study.first.study_key(("env_id",)), arm.label), {})
                 family[study.label] = {seed: (score - twin) / dense for seed, (score, twin) in pairs.items()}

@@ -43,15 +43,13 @@ def read_no_skill(file: Path) -> dict[str, NoSkill]:
         return {}
     rule = f"--no-skill must be a table of evals.no_skill, got {file}"
     try:
-        table = pd.read_csv(file)
-        if not set(table) >= COLUMNS:
-            raise UserError(f"{rule}: no column {min(COLUMNS - set(table))}")
+        table = pd.read_csv(file).reindex(columns=sorted(COLUMNS))  # nan where a column is missing
         numbers = ["epsilon", "games", "mean", "low", "high"]
         table[numbers] = table[numbers].apply(pd.to_numeric)
     except (OSError, ValueError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{rule}: {error}") from None
-    if table[list(COLUMNS)].isna().any(axis=None):
-        raise UserError(f"{rule}: values are missing")
+        raise UserError(f"{rule}: {error}") from None
+    if table.isna().any(axis=None):
+        raise UserError(f"{rule}: it lacks {', '.join(table.columns[table.isna().any()])}")
     games = {}
     for env_id, rows in table.groupby("env_id"):
         random, held = rows[rows.policy == "random"], rows[rows.policy != "random"]

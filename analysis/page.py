@@ -30,7 +30,7 @@ Declared in advance, for each algorithm: {name_of(DECLARED)} loses less than {10
 runs with the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above
 -{100 * MARGIN:g} %, which is a one-sided test at 2.5 %; no means that it lies below. There is no answer with fewer than
 {MIN_SEEDS} seeds, where the interval of the dense return reaches down to what no skill scores, or where no positive control
-(a plain cut at a rate of {CONTROLS:g} or more) shows no loss. Without such a control, another arm must show one. Everything
+(a plain cut at a rate of {CONTROLS:g} or more) shows a loss. Without such a control, another arm must show one. Everything
 else is exploratory.
 
 Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense, or of a plain cut, have
@@ -48,8 +48,8 @@ from equal continuations (A/A, forks). They may deviate less, since they do not 
 them. From a deviation come the power of the declared test and the seeds that it needs.
 
 No skill. Uniform random play and every action held all the time (epsilon 0.01), whole games. An evaluation whose commonest
-action has a share of {100 * HELD:g} % or more is called a held action. Distinct games differ in return or length. Points per
-agent step are no measure of skill.
+action has a share of {100 * HELD:g} % or more is called a held action. Distinct games differ in return or
+length.
 
 Recovery is of training games, exploration included. Level: mean of the last {{window}} games before the cut. Back: when the
 mean of the last {{window}} games, all ended after the cut, is at the level again, which takes at least {{window}} games; the

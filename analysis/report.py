@@ -59,7 +59,7 @@ class Args:
     window: int = 50
     """games of the moving mean of the training return, and logged rows of that of the losses, at least 1"""
     no_skill: Path = NO_SKILL
-    """CSV file of evals.no_skill; of a game that it lacks there is no declared answer"""
+    """CSV file of evals.no_skill; a game that is not in it gets no declared answer"""
     track: bool = False
     """log figures and tables to Weights & Biases too; offline when it cannot be reached"""
     wandb_project_name: str = "atari-prune"

@@ -136,8 +136,8 @@ class Run:
         return {name: value for name, value in self.options.items() if name not in others and value is not None}
 
     def study_key(self, ignored: tuple[str, ...] = ()) -> str:
-        numbers = {name: float(value) for name, value in self.design(ignored).items() if type(value) is int}  # 1 is 1.0
-        return json.dumps({"algorithm": self.algorithm} | self.design(ignored) | numbers, sort_keys=True)
+        design = {name: float(value) if type(value) is int else value for name, value in self.design(ignored).items()}
+        return json.dumps({"algorithm": self.algorithm} | design, sort_keys=True)  # 1 and 1.0 are one value
 
 
 @contextmanager

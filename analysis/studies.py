@@ -221,9 +221,10 @@ def other_curves(dense: Run, run: Run) -> str:
 # ------------------------------------------------------------------------------------------------------------- the arms
 def build(study: Study, everything: list[Run], named: list[Named]) -> None:
     """Make the arms of a study and their pairs; name the runs that cannot be paired and the gaps."""
-    ordered = sorted(study.runs, key=lambda r: (r.fork_seed is not None, r.fork_seed or 0))
+    ordered = sorted(study.runs, key=lambda r: -1 if r.fork_seed is None else r.fork_seed)
     ordered.sort(key=lambda r: (KINDS.index(r.kind), r.criterion, r.rate, r.label, r.seed))
     labels, seeds = dict.fromkeys(run.label for run in ordered), sorted({run.seed for run in ordered})
+    has_dense = any(run.kind == "none" and run.finished for run in study.runs)
     arms: dict[str, Arm] = {}
     for seed in seeds:
         runs = counted([run for run in ordered if run.seed == seed and run.finished], named)
@@ -232,7 +233,7 @@ def build(study: Study, everything: list[Run], named: list[Named]) -> None:
             reason = reason_apart(run, twins, everything)
             if reason:
                 named.append(Named("not compared", run.name, reason))
-                if any(other.kind == "none" and other.finished for other in study.runs):  # means are of the same seeds
+                if has_dense:  # its mean is to be of seeds that dense has too
                     study.not_compared[run] = reason
                     continue
             arm = arms.setdefault(run.label, Arm(run.label, run.criterion, run.kind, run.rate))
@@ -265,7 +266,7 @@ def counted(runs: list[Run], named: list[Named]) -> list[Run]:
         once.append(first)
         for run in same:
             if run is not first:
-                named.append(Named("counted once", str(run.folder), f"{label} of seed {run.seed} is counted as {first.folder}"))
+                named.append(Named("counted once", str(run.folder), f"of {label}, seed {run.seed}, {first.folder} is counted"))
     return once
 
 

@@ -11,7 +11,7 @@ def number(value, spec: str = SCORE, infinite: str = "never") -> str:
     if pd.isna(value):
         return "-"
     if spec == SCORE:
-        spec = ",.0f" if abs(value) >= 100 or value == round(value) else ",.1f"
+        spec = ",.0f" if abs(value) >= 100 else ",.1f"
     if isinstance(value, float) and np.isinf(value):
         return infinite
     return format(value, spec)

@@ -15,7 +15,7 @@ import tyro
 from prune_utils.basics import UserError, check, check_file, derive_seed
 from prune_utils.evaluation import play, record_video, statistics
 from prune_utils.games import AtariGames
-from prune_utils.run import OWN_FILES, read_config
+from prune_utils.run import OWN_FILES, WANDB_FILES, read_config
 from prune_utils.storage import load_weights, storage_bytes
 
 
@@ -96,7 +96,9 @@ def run(
     torch.set_flush_denormal(True)  # as in training; threads that torch starts in `load` inherit it
     network, env_id = load(args.model, network_class, args.env_id)
     check_file("out", out)
-    own = args.model.is_dir() and out.resolve().parent == args.model.resolve() and out.name in OWN_FILES
+    names = {out.name, *([out.with_suffix(".mp4").name] if args.capture_video else [])}
+    of_a_run = out.resolve().parent == folder_of(args.model).resolve() and bool(recorded_options(args.model))
+    own = of_a_run and not names.isdisjoint({*OWN_FILES, *WANDB_FILES, "config.json", ".lock"})
     check(not own, "out", "not name a file that the run itself wrote", out)
 
     tensors = prunable(network, args.prune_bias, args.prune_head)

@@ -142,7 +142,7 @@ class Inbox:
     """Arrays that the host fills and the device reads, at addresses that stay; on a GPU one copy brings all of them.
 
     `inbox[name]` lies on the device; `put(name=array, ...)` fills and sends, on a GPU from pinned memory. That memory must not
-    be filled again before the copy is done; once actions are back on the host, it is.
+    be filled again before the copy is done; once a number computed from it is back on the host, it is.
     """
 
     def __init__(self, device: torch.device, **arrays: np.ndarray):

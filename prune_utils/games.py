@@ -111,7 +111,7 @@ class AtariGames:
         """Play the games in progress again, aligned at their end: the emulator can't be saved, but it repeats itself.
 
         Without sticky actions a game depends on its seed, on the number of no-op counts drawn since (one per reset) and on
-        its actions. Those that wait for their start play anything. Raises OSError if the games do not show the frames that
+        its actions. Games that have not begun yet play no-ops. Raises OSError if the games do not show the frames that
         they showed when they were saved.
         """
         self.seed, self.resets = state["seed"], np.array(state["resets"])

@@ -183,8 +183,8 @@ def start_wandb(folder: Path, config: dict, arm: dict):
     """Start the W&B run of a run folder."""
     # the id is made once and kept: two machines must not merge, and an id that was deleted on the server stays blocked
     file = folder / "wandb_id"
-    kept_id = file.read_text() if file.exists() else f"{folder.name[:100]}-{secrets.token_hex(3)}"
-    run_id = os.environ.get("WANDB_RUN_ID") or kept_id  # an agent's id wins, also for later processes without the agent
+    own_id = file.read_text() if file.exists() else f"{folder.name[:100]}-{secrets.token_hex(3)}"
+    run_id = os.environ.get("WANDB_RUN_ID") or own_id  # an agent's id wins, also for later processes without the agent
     write_atomically(file, run_id.encode())
     options = config["options"]
     run = init_wandb(

@@ -231,7 +231,8 @@ class Run:
         self.signal: signal.Signals | None = None
         self.saved: tuple[int, int] | None = None  # step and number of cuts of the last checkpoint
 
-        previous, finished, resumes = found = self.find()
+        found = self.find()
+        previous, finished, resumes = found
         self.checkpoint = None
         itself = self.parent and self.parent.resolve() == self.folder.resolve()
         check(not itself, "fork_from", "be another folder than the run's own", self.parent)
@@ -244,7 +245,7 @@ class Run:
             self.compare(self.checkpoint, "fork_from", rule)
         self.lock()
         if self.find() != found:
-            raise Busy(f"{self.folder} was in use by another process until now")
+            raise Busy(f"{self.folder} was in use by another process until now: start the same command again")
         if finished:
             changed = self.changes(previous, set(self.config["resolved"]))
             check(not changed, "run_name", f"name another run, or --overwrite be given: {self.folder} is finished", changed)

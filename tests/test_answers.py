@@ -168,9 +168,9 @@ def test_where_dense_returns_are_below_0_differences_are_told_in_points(tmp_path
 
 def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_reported(tmp_path):
     sentences = said(tmp_path, {"none": [0.0, 0.0, 0.0], "l1-0.5": [0.0, 0.0, 0.0], "l1-0": [0.0, 0.0, 0.0]})
-    assert "Dense: return after the cut 0; 3 seeds." in sentences
+    assert "Dense: return after the cut 0.0; 3 seeds." in sentences
     assert "Exploratory: l1 at 0: +0.0 points in each of 3 seeds.\n" in sentences
-    assert "There is no answer: dense (0) is not clearly above" in sentences
+    assert "There is no answer: dense (0.0) is not clearly above" in sentences
 
 
 def test_the_noise_says_how_many_seeds_the_declared_test_needs(tmp_path):
@@ -203,7 +203,7 @@ def test_what_no_skill_scores_is_told_and_every_return_that_is_not_above_it_is_m
     tables = conclude(runs)
     sentences = text(tmp_path / "report of runs")
     assert (
-        "uniform random play scores 30 (95 % interval 25 to 35, 100 games). The best held action, FIRE, scores 50 ("
+        "uniform random play scores 30.0 (95 % interval 25.0 to 35.0, 100 games). The best held action, FIRE, scores 50.0 ("
         in sentences
     )
     assert (
@@ -212,7 +212,7 @@ def test_what_no_skill_scores_is_told_and_every_return_that_is_not_above_it_is_m
     )
     assert row(tables["returns"], "none").not_above_no_skill == "right after it"
     assert (
-        "l1 at 0.5 right after the cut (40); random at 0.8 right after the cut (40); random at 0.8 at the end (53.3)."
+        "l1 at 0.5 right after the cut (40.0); random at 0.8 right after the cut (40.0); random at 0.8 at the end (53.3)."
         in sentences
     )
     assert tables["no_skill"].policy.tolist() == ["random", "FIRE"]
@@ -253,7 +253,7 @@ def test_runs_that_recorded_their_actions_do_not_hide_those_that_did_not(tmp_pat
 def test_scores_below_100_keep_a_decimal(tmp_path):
     floor = NO_SKILL.replace("random,1,100,30,25,35", "random,1,100,-20.4,-20.8,-20")
     sentences = said(tmp_path, {"none": [0.4, 0.6]}, no_skill=floor)
-    assert "uniform random play scores -20.4 (95 % interval -20.8 to -20, 100 games)" in sentences
+    assert "uniform random play scores -20.4 (95 % interval -20.8 to -20.0, 100 games)" in sentences
     assert "Dense: return after the cut 0.5 (95 % interval -0.8 to 1.8); 2 seeds." in sentences  # .5 +- 12.706 * .1
 
 

@@ -203,5 +203,6 @@ def test_a_training_that_diverges_ends_with_one_line_and_is_not_finished(algorit
     assert main(algorithm, options | {"prune_type": "none"}) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "the training has diverged" in lines[0]
-    assert "_loss is nan at step 16: " in lines[0] or algorithm == "dqn"  # at the first loss that is logged
+    if algorithm == "ppo":
+        assert "_loss is nan at step 16: " in lines[0]  # at the first loss that is logged
     assert not (tmp_path / "a" / "summary.json").exists()

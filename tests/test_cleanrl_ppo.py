@@ -1,4 +1,4 @@
-"""PPO learns from its rollouts what CleanRL's ppo_atari.py would, with CleanRL's lines on the games and actions of our run."""
+"""PPO learns from its rollouts what a loop written as CleanRL's ppo_atari.py would, on the games and actions of our run."""
 
 import copy
 
@@ -81,6 +81,8 @@ def test_ppo_learns_from_its_rollouts_what_cleanrl_does(target_kl, monkeypatch, 
         expected = expected_rollout(own[0][1], args, sent[steps], played[steps])
         for epoch in range(epochs):
             halves = [minibatch for minibatch, *_ in own[2 * epoch : 2 * epoch + 2]]
+            frames = torch.from_numpy(np.concatenate([obs for obs, _ in sent[steps]])) / 255
+            torch.testing.assert_close(torch.cat([minibatch[0] for minibatch in halves]), frames, check_stride=False)
             for ours, theirs in zip([torch.cat(x) for x in zip(*halves, strict=True)][1:], expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, check_dtype=False)
         returns, values = expected[3:]

@@ -295,13 +295,16 @@ def test_a_replay_buffer_has_to_fit_into_the_cgroup_and_not_only_into_the_machin
     assert dqn.Args(cuda=False, buffer_size=most).buffer_size == most
 
 
-def test_a_training_flushes_denormals_and_takes_its_threads_and_deterministic_algorithms():
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    torch.set_flush_denormal(False)
+def test_configure_flushes_denormals_and_sets_threads_and_deterministic_algorithms():
+    cudnn, threads = torch.backends.cudnn, torch.get_num_threads()
+    before = cudnn.deterministic, cudnn.allow_tf32
+    cudnn.deterministic = False
     torch.set_num_threads(2)
-    torch.backends.cudnn.deterministic = False
-    device.configure(1, "fp32", deterministic=True)
-    found = (torch.tensor([1e-40]) * 1.0).item(), torch.get_num_threads(), torch.backends.cudnn.deterministic
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = deterministic
-    assert found == (0, 1, True)
+    try:
+        device.configure(1, "fp32", deterministic=True)
+        assert (torch.tensor([1e-40]) * 1.0).item() == 0 and torch.get_num_threads() == 1
+        assert cudnn.deterministic
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+        cudnn.deterministic, cudnn.allow_tf32 = before

@@ -77,9 +77,11 @@ def test_an_option_that_breaks_its_rule_is_one_line_and_exit_code_2(words, told,
 
 def test_a_file_that_is_no_such_table_is_an_error_of_the_user_and_a_missing_one_is_empty(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"^--no-skill must be a table of evals.no_skill, got .*other.csv: no column "):
+    with pytest.raises(
+        UserError, match=r"^--no-skill must be a table of evals.no_skill, got .*other.csv: it lacks env_id, epsilon, "
+    ):
         read_no_skill(tmp_path / "other.csv")
-    for value, told in (("many", "Unable to parse string"), ("", "values are missing")):
+    for value, told in (("many", "Unable to parse string"), ("", "it lacks high")):
         head = "env_id,policy,epsilon,games,mean,low,high\n"
         (tmp_path / "torn.csv").write_text(f"{head}PongNoFrameskip-v4,NOOP,0,3,1,0,{value}\n")
         with pytest.raises(UserError, match=f"^--no-skill must be a table of evals.no_skill, got .*torn.csv: {told}"):

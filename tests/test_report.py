@@ -643,7 +643,7 @@ def test_arms_that_leave_as_many_parameters_are_compared_where_units_are_gone(tm
     assert table.left.tolist() == pytest.approx([0.5, 0.5, 0.55, 0.55], abs=1e-3) and table.seeds.tolist() == [2, 1, 2, 2]
     assert table.after_cut.tolist() == [85.0, 50.0, 99.0, 82.5]
     assert table.of_dense.tolist() == pytest.approx([85 / 110, 0.5, 0.9, 0.75])
-    told = "arms that leave 55 % of the parameters: l1 at 0.45: 99 (90 % of dense, 2 seeds)"
+    told = "arms that leave 55 % of the parameters: l1 at 0.45: 99.0 (90 % of dense, 2 seeds)"
     assert f"{told}; dense with hidden_size 256: 82.5 (75 % of dense, 2 seeds)." in text(tmp_path / "report of runs")
 
     below = study(tmp_path / "below", {"none": [-20.0], "l1-0.5": [-19.0], "l1-structured-0.5": [-21.0]})

@@ -1,7 +1,7 @@
 """A run goes on, and forks, to the same bits as one that was never interrupted; a broken checkpoint is never used."""
 
 import copy
-import inspect
+import itertools
 import json
 import os
 import random
@@ -491,13 +491,14 @@ def test_an_a_a_fork_that_is_stopped_goes_on_to_the_same_bits(small_run, tmp_pat
 
 
 def test_random_forks_with_other_fork_seeds_have_other_masks(small_run, tmp_path, monkeypatch):
-    script, seeds = SCRIPTS["ppo"], []
+    script, masks = SCRIPTS["ppo"], []
     dense, make = small_run("ppo", **SHORT["ppo"], prune_type="none"), script.make_masks
-    monkeypatch.setattr(script, "make_masks", lambda *args: seeds.append(args[4]) or make(*args))
+    monkeypatch.setattr(script, "make_masks", lambda *args: masks.append(make(*args)) or masks[-1])
     for seed in (None, 1, 2):
         fork = {"prune_type": "random", "fork_from": str(dense), "fork_seed": seed}
         script.train(script.Args(**SHORT["ppo"], **fork, runs_dir=str(tmp_path)))
-    assert len(set(seeds)) == 3
+    pairs = itertools.combinations([mask["fc1.weight"] for mask in masks], 2)
+    assert len(masks) == 3 and not any(torch.equal(one, other) for one, other in pairs)
 
 
 def test_a_checkpoint_is_due_every_checkpoint_minutes(tmp_path, monkeypatch):
@@ -554,7 +555,7 @@ def test_an_emulator_that_shows_other_frames_than_it_did_is_refused():
             AtariGames("PongNoFrameskip-v4", 2, seed=0).load_state_dict(state | change)
 
 
-def test_an_emulator_comes_back_after_many_games_and_plays_at_most_108000_frames(monkeypatch):
+def test_an_emulator_comes_back_after_many_games():
     make = partial(AtariGames, "SpaceInvadersNoFrameskip-v4", 3, num_threads=1, max_frames=200)
     games, rng = make(seed=5), np.random.default_rng(0)
 
@@ -572,4 +573,3 @@ def test_an_emulator_comes_back_after_many_games_and_plays_at_most_108000_frames
     expected, again = play(games, rng, 120), make(seed=9)
     again.load_state_dict(state)
     assert play(again, draws, 120) == expected
-    assert inspect.signature(AtariGames).parameters["max_frames"].default == 108_000
