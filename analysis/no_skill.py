@@ -44,7 +44,7 @@ def read_no_skill(file: Path) -> dict[str, NoSkill]:
     rule = f"--no-skill must be a table of evals.no_skill, got {file}"
     try:
         table = pd.read_csv(file).reindex(columns=sorted(COLUMNS))  # nan where a column is missing
-        numbers = ["epsilon", "games", "mean", "low", "high"]
+        numbers = sorted(COLUMNS - {"env_id", "policy"})
         table[numbers] = table[numbers].apply(pd.to_numeric)
     except (OSError, ValueError) as error:
         raise UserError(f"{rule}: {error}") from None

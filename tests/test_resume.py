@@ -474,7 +474,7 @@ def test_output_that_cannot_be_written_ends_no_training_and_changes_none(small_r
     assert all(bits(tmp_path / name) == whole for name in shells)
 
 
-# -------------------------------------------------------------------------------------------------- A/A, when it is due
+# -------------------------------------------------------- forks that are stopped, other masks, when a checkpoint is due
 def test_an_a_a_fork_that_is_stopped_goes_on_to_the_same_bits(small_run, tmp_path, monkeypatch):
     fork = {"prune_type": "none", "fork_from": str(small_run("ppo", **SHORT["ppo"], prune_type="none")), "fork_seed": 1}
     whole, due = small_run("ppo", "whole", **SHORT["ppo"], **fork), Run.checkpoint_if_due
