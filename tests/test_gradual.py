@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from analysis.runs import HEADS
-from prune_utils.run import default_run_name
+from prune_utils.run import Run, default_run_name
 from tests.conftest import SCRIPTS, SHORT, SMALL, rows, summary, weights
 from tests.test_pruning import NETWORKS, build, criteria, networks, zeros
 
 ALL_SCOPES = pytest.mark.parametrize("scope", ["layer", "global", "erk"])
-GRADUAL = {"prune_type": "l1", "prune_rate": 0.8, "prune_cuts": 3, "prune_until": 0.9}
+GRADUAL = {"prune_type": "l1", "prune_rate": 0.8, "prune_cuts": 8, "prune_until": 0.9}
+SIZE = {"dqn": SHORT["dqn"] | {"eval_episodes": 1}, "ppo": SHORT["ppo"] | {"eval_episodes": 1, "total_timesteps": 320}}
+"""120 steps of all games and 20 rollouts: eight cuts with updates between them, and after the last"""
 TESTED = ("model.pt", "model_packed.npz", "eval.csv", "curves.csv")
 
 
@@ -128,15 +130,16 @@ def test_the_output_layers_can_stay_whole(algorithm):
 # -------------------------------------------------------------------------------------------------------------------- runs
 @pytest.mark.parametrize("algorithm", SCRIPTS)
 def test_a_gradual_run_prunes_little_by_little_and_ends_with_exactly_its_rate(algorithm, small_run):
-    script, folder = SCRIPTS[algorithm], small_run(algorithm, **GRADUAL)
-    args = script.Args(**SMALL[algorithm] | GRADUAL)
+    script, folder = SCRIPTS[algorithm], small_run(algorithm, **SIZE[algorithm] | GRADUAL)
+    args = script.Args(**SIZE[algorithm] | GRADUAL)
     logged = [row for row in rows(folder / "curves.csv") if row["tag"] == "prune/sparsity"]
     steps = [k * args.steps_per_iteration for k in script.cut_iterations(args)]
-    assert [int(row["global_step"]) for row in logged] == steps and len(steps) == 3
-    shares = [script.rate_after(args, cut) for cut in (1, 2, 3)]
+    assert [int(row["global_step"]) for row in logged] == steps and len(set(steps)) == 8
+    shares = [script.rate_after(args, cut) for cut in range(1, 9)]
     assert [float(row["value"]) for row in logged] == pytest.approx(shares, abs=1e-3)
     found = summary(folder)
-    assert found["arm"] == "l1-0.8-3cuts" and "__l1-0.8-3cuts__s1__" in default_run_name(args)
+    assert steps[-1] < found["global_step"]
+    assert found["arm"] == "l1-0.8-8cuts" and "__l1-0.8-8cuts__s1__" in default_run_name(args)
     for name, t in weights(folder).items():
         assert found["tensors"][name]["pruned"] == round(0.8 * t.numel()) <= int((t == 0).sum())
     moments = {row["moment"]: int(row["global_step"]) for row in rows(folder / "eval.csv")}
@@ -144,10 +147,49 @@ def test_a_gradual_run_prunes_little_by_little_and_ends_with_exactly_its_rate(al
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
+@pytest.mark.parametrize("prune_type", ["l1", "random"])
+def test_in_a_run_what_is_pruned_is_plus_zero_before_and_after_each_of_8_cuts_and_stays_pruned(
+    algorithm, prune_type, tmp_path, monkeypatch
+):
+    script, cuts = SCRIPTS[algorithm], []
+    make_masks, log_cut = script.make_masks, Run.log_cut
+
+    def is_plus_zero(t, mask):
+        return not t.detach()[mask == 0].view(torch.int32).any()  # -0.0 has a bit
+
+    def before_cut(tensors, *arguments):
+        for masks in cuts[-1:]:
+            assert all(is_plus_zero(t, masks[name]) for name, t in tensors.items())
+        return make_masks(tensors, *arguments)
+
+    def after_cut(run, *arguments):
+        masks = {name: mask.clone() for name, mask in run.parts["masks"].items()}
+        rate = script.rate_after(run.args, len(cuts) + 1)
+        assert zeros(masks) == {name: round(rate * mask.numel()) for name, mask in masks.items()}
+        for earlier in cuts[-1:]:
+            assert all(((earlier[name] == 0) <= (mask == 0)).all() for name, mask in masks.items())
+        for network in [part for part in run.parts.values() if isinstance(part, torch.nn.Module)]:
+            for name, mask in masks.items():
+                assert is_plus_zero(network.get_parameter(name), mask)
+        network, optimizer = next(iter(run.parts.values())), run.parts["optimizer"]
+        for name, mask in masks.items():
+            state = optimizer.state[network.get_parameter(name)]
+            assert is_plus_zero(state["exp_avg"] + 0.0, mask) and is_plus_zero(state["exp_avg_sq"], mask)
+        cuts.append(masks)
+        log_cut(run, *arguments)
+
+    monkeypatch.setattr(script, "make_masks", before_cut)
+    monkeypatch.setattr(Run, "log_cut", after_cut)
+    options = SIZE[algorithm] | GRADUAL | {"prune_type": prune_type, "eval_episodes": 0, "runs_dir": str(tmp_path)}
+    folder = script.train(script.Args(**options))
+    assert len(cuts) == 8 and all(is_plus_zero(t, cuts[-1][name]) for name, t in weights(folder).items())
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
 def test_a_gradual_fork_equals_the_run_from_scratch(algorithm, small_run):
-    parent = small_run(algorithm, prune_type="none")
-    fork = small_run(algorithm, fork_from=str(parent), **GRADUAL)
-    assert files(fork) == files(small_run(algorithm, **GRADUAL))
+    parent = small_run(algorithm, **SIZE[algorithm], prune_type="none")
+    fork = small_run(algorithm, fork_from=str(parent), **SIZE[algorithm] | GRADUAL)
+    assert files(fork) == files(small_run(algorithm, **SIZE[algorithm] | GRADUAL))
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
@@ -161,14 +203,14 @@ def test_cuts_may_reach_from_before_the_first_step_to_after_the_last(algorithm, 
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
-def test_a_gradual_run_that_is_killed_in_its_third_cut_ends_in_the_same_bits(algorithm, small_run, tmp_path, monkeypatch, main):
+def test_a_gradual_run_that_is_killed_in_its_fifth_cut_ends_in_the_same_bits(algorithm, small_run, tmp_path, monkeypatch, main):
     script = SCRIPTS[algorithm]
-    options = SMALL[algorithm] | GRADUAL | {"runs_dir": str(tmp_path), "run_name": "a"}
+    options = SIZE[algorithm] | GRADUAL | {"runs_dir": str(tmp_path), "run_name": "a"}
     make_masks, cuts = script.make_masks, []
 
     def interrupted(*arguments):
         cuts.append(arguments)
-        if len(cuts) == 3:
+        if len(cuts) == 5:
             raise SystemExit(9)
         return make_masks(*arguments)
 
@@ -176,7 +218,7 @@ def test_a_gradual_run_that_is_killed_in_its_third_cut_ends_in_the_same_bits(alg
     assert main(algorithm, options | {"checkpoint_minutes": 1e-9}) == 9
     monkeypatch.undo()
     folder = script.train(script.Args(**options))
-    assert files(folder) == files(small_run(algorithm, **GRADUAL))
+    assert files(folder) == files(small_run(algorithm, **SIZE[algorithm] | GRADUAL))
 
 
 @networks
