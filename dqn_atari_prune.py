@@ -33,7 +33,7 @@ from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, cores, gra
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames, Step
 from prune_utils.run import Run, check_common
-from prune_utils.shrink import Tensors, count_tensors, hidden_layers, remove_units, widths
+from prune_utils.shrink import Tensors, count_tensors, hidden_layers, layer_widths, remove_units
 
 
 # --------------------------------------------------------------------------------------------------------------- options
@@ -442,7 +442,7 @@ def train(args: Args) -> Path:
 
     games = AtariGames(args.env_id, args.num_envs, run.seed("games"), run.num_threads)
     with seeded(run.seed("network")):
-        q_network = QNetwork(games.num_actions, widths(args))
+        q_network = QNetwork(games.num_actions, layer_widths(args))
     q_network = q_network.to(device, memory_format=torch.channels_last)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = PreallocatedAdam(q_network.parameters(), lr=args.learning_rate, eps=1e-8)
@@ -454,14 +454,15 @@ def train(args: Args) -> Path:
     masks: dict[str, torch.Tensor] = {}  # of an unstructured cut; empty until then
     sizes = {name: t.numel() for name, t in prunable(q_network).items()}  # before the cut
     kept_units = run.saved_part("kept_units")  # of a structured cut; empty until then
-    remove_units(kept_units, networks, optimizer)
+    remove_units(kept_units, networks, optimizer)  # the shapes of a checkpoint, before its weights are restored
     last_losses = torch.zeros(2, device=device)  # TD loss and mean Q value of the last update
     make_eval_policy = partial(make_policy, epsilon=args.eval_epsilon)
 
-    # registered for checkpoints, with generators, step, log and run.cuts_done; restored here from a checkpoint or prune point
+    # registered for checkpoints, with step, log and run.cuts_done; restored here from a checkpoint or prune point
     parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer}
     parts |= {"masks": masks, "kept_units": kept_units, "games": games, "buffer": buffer, "last_losses": last_losses}
-    global_step = run.resume(parts, generators=[act_generator, batch_generator])
+    parts |= {"act_generator": act_generator, "batch_generator": batch_generator}
+    global_step = run.resume(parts)
 
     schedule = partial(linear_schedule, args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps)
     metadata, slots = np.zeros((args.num_envs, 5), np.int8), np.zeros((2, args.num_envs), np.int64)
@@ -498,12 +499,10 @@ def train(args: Args) -> Path:
                 if args.until_cut:
                     return run.pause(global_step)
                 run.evaluate("before_prune", global_step, q_network, make_eval_policy)
-            purpose = "mask" if args.fork_seed is None else f"mask of fork {args.fork_seed}"
-            mask_seed = run.seed(f"{purpose}, cut {run.cuts_done}" if run.cuts_done else purpose)
             tensors, rate = prunable(q_network, args.prune_bias, args.prune_head), rate_after(args, run.cuts_done + 1)
-            masks |= make_masks(tensors, args.prune_type, rate, args.prune_scope, mask_seed, masks)
+            masks |= make_masks(tensors, args.prune_type, rate, args.prune_scope, run.mask_seed(), masks)
             apply_masks(q_network, optimizer, masks)
-            kept_units |= choose_units(q_network, args.prune_type, args.prune_rate, mask_seed)
+            kept_units |= choose_units(q_network, args.prune_type, rate, run.mask_seed())
             remove_units(kept_units, networks, optimizer)
             target_network.load_state_dict(q_network.state_dict())  # in `none` too, whatever tau: arms differ by the cut alone
             run.log_cut(global_step, count_tensors(prunable(q_network), masks, sizes))

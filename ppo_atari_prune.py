@@ -30,7 +30,7 @@ from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, graphed, l
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames
 from prune_utils.run import Run, check_common
-from prune_utils.shrink import Tensors, count_tensors, hidden_layers, remove_units, widths
+from prune_utils.shrink import Tensors, count_tensors, hidden_layers, layer_widths, remove_units
 
 
 # --------------------------------------------------------------------------------------------------------------- options
@@ -390,7 +390,7 @@ def train(args: Args) -> Path:
 
     games = AtariGames(args.env_id, args.num_envs, run.seed("games"), run.num_threads)
     with seeded(run.seed("network")):
-        agent = Agent(games.num_actions, widths(args))
+        agent = Agent(games.num_actions, layer_widths(args))
     agent = agent.to(device, memory_format=torch.channels_last)
     optimizer = PreallocatedAdam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
     # what runs forward and backward: in fp32 the agent itself, else a copy renewed by optimizer.step and load_state_dict
@@ -400,15 +400,16 @@ def train(args: Args) -> Path:
     masks: dict[str, torch.Tensor] = {}  # of an unstructured cut; empty until then
     sizes = {name: t.numel() for name, t in prunable(agent).items()}  # before the cut
     kept_units = run.saved_part("kept_units")  # of a structured cut; empty until then
-    remove_units(kept_units, networks, optimizer)
-    # registered for checkpoints, with generators, step, log and run.cuts_done; restored here from a checkpoint or prune point
+    remove_units(kept_units, networks, optimizer)  # the shapes of a checkpoint, before its weights are restored
+    # registered for checkpoints, with step, log and run.cuts_done; restored here from a checkpoint or prune point
     parts = {"agent": agent, "optimizer": optimizer, "masks": masks, "kept_units": kept_units, "games": games}
-    global_step = run.resume(parts, generators=[act_generator, batch_generator])
+    parts |= {"act_generator": act_generator, "batch_generator": batch_generator}
+    global_step = run.resume(parts)
 
     rollout = (args.num_steps, args.num_envs)
     # put() sends these to the device; rewards and terminations are filled in place during a rollout and read at its end
-    filled = {"rewards": np.zeros(rollout, np.float32), "terminations": np.zeros(rollout, bool)}
-    inbox = Inbox(device, t=np.zeros(1, np.int64), obs=games.obs, **filled)
+    arrays = {"t": np.zeros(1, np.int64), "rewards": np.zeros(rollout, np.float32), "terminations": np.zeros(rollout, bool)}
+    inbox = Inbox(device, obs=games.obs, **arrays)
     rewards, terminations = inbox.arrays["rewards"], inbox.arrays["terminations"]
     # what stays on the device; frames are channels last and scaled, as the network reads them
     obs = torch.zeros(*rollout, 84, 84, 4, dtype=run.dtype, device=device)
@@ -459,12 +460,10 @@ def train(args: Args) -> Path:
                 if args.until_cut:
                     return run.pause(global_step)
                 run.evaluate("before_prune", global_step, agent, make_policy)
-            purpose = "mask" if args.fork_seed is None else f"mask of fork {args.fork_seed}"
-            mask_seed = run.seed(f"{purpose}, cut {run.cuts_done}" if run.cuts_done else purpose)
             tensors, rate = prunable(agent, args.prune_bias, args.prune_head), rate_after(args, run.cuts_done + 1)
-            masks |= make_masks(tensors, args.prune_type, rate, args.prune_scope, mask_seed, masks)
+            masks |= make_masks(tensors, args.prune_type, rate, args.prune_scope, run.mask_seed(), masks)
             apply_masks(agent, optimizer, masks)
-            kept_units |= choose_units(agent, args.prune_type, args.prune_rate, mask_seed)
+            kept_units |= choose_units(agent, args.prune_type, rate, run.mask_seed())
             remove_units(kept_units, networks, optimizer)
             run.log_cut(global_step, count_tensors(prunable(agent), masks, sizes))
             run.cuts_done += 1

@@ -38,7 +38,7 @@ NEUTRAL |= {"checkpoint_minutes", "fork_from", "until_cut"}
 """options that do not shape a result"""
 OF_THE_CUT = {"prune_type", "prune_rate", "prune_cuts", "prune_until", "prune_scope", "prune_bias", "prune_head", "fork_seed"}
 """options in which a fork may differ from its parent"""
-FORMAT = 4
+FORMAT = 5
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_previous.pt")
 HEALTH_STEPS = 500_000
 """agent steps of the shortest run that measures health every tenth: there it takes less than 1 % of the time (PPO on a CPU)"""
@@ -340,6 +340,11 @@ class Run:
         """A seed for a part of this run."""
         return derive_seed(self.args.seed, purpose)
 
+    def mask_seed(self) -> int:
+        """The seed of the cut that comes next; a fork with a seed of its own draws other masks."""
+        purpose = "mask" if self.args.fork_seed is None else f"mask of fork {self.args.fork_seed}"
+        return self.seed(f"{purpose}, cut {self.cuts_done}" if self.cuts_done else purpose)
+
     def generator(self, purpose: str) -> torch.Generator:
         """A generator for a part of this run, on its device."""
         return torch.Generator(self.device).manual_seed(self.seed(purpose))
@@ -348,14 +353,14 @@ class Run:
         """A dictionary that a checkpoint holds, for what must be known before the rest can be restored; empty without one."""
         return {key: t.to(self.device) for key, t in self.checkpoint["parts"][name].items()} if self.checkpoint else {}
 
-    def resume(self, parts: dict, generators: list[torch.Generator]) -> int:
+    def resume(self, parts: dict) -> int:
         """Register the parts of every checkpoint, restore them if there is one, start the log; the agent step to go on from."""
-        self.parts = parts | {f"generator_{index}": generator for index, generator in enumerate(generators)}
+        self.parts = parts
         checkpoint, global_step, self.first_step = self.checkpoint, 0, 0
         forked = bool(self.parent) and is_prune_point(checkpoint)
         if checkpoint:
             global_step = checkpoint["global_step"]
-            for name, part in self.parts.items():
+            for name, part in parts.items():
                 restore(part, checkpoint["parts"][name], self.device)
             self.cuts_done, self.evaluations = checkpoint["cuts_done"], checkpoint["evaluations"]
             self.measures = checkpoint["measures"]
@@ -367,7 +372,7 @@ class Run:
                 machines = f"made on {checkpoint['device_name']}, this is {self.config['device_name']}"
                 say(f"its checkpoint was {machines}: the same bits can't be promised", error=True)
         if forked and self.args.fork_seed is not None:
-            for index, generator in enumerate(generators):
+            for index, generator in enumerate(part for part in parts.values() if isinstance(part, torch.Generator)):
                 generator.manual_seed(derive_seed(self.args.fork_seed, f"fork {index} of {self.args.seed}"))
         run_arm = arm(self.algorithm, asdict(self.args)) | {"group": wandb_group(self.algorithm, self.args)}
         saved = checkpoint and checkpoint["log"]

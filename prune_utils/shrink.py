@@ -6,7 +6,7 @@ import torch.nn as nn
 Tensors = dict[str, torch.Tensor]
 
 
-def widths(args) -> tuple[int, ...]:
+def layer_widths(args) -> tuple[int, ...]:
     """Channels of the three convolutions and units of fc1, at least one each, by the options hidden_size and width."""
     return tuple(max(1, round(args.width * units)) for units in (32, 64, 64, args.hidden_size))
 

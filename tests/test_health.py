@@ -2,12 +2,16 @@
 
 import math
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dqn_atari_prune import QNetwork
-from ppo_atari_prune import Agent
+from ppo_atari_prune import Agent, make_policy
+from prune_utils import evaluation
+from prune_utils.games import AtariGames
 from prune_utils.health import dormant_share, effective_rank, measure
 from prune_utils.run import Run
 from tests.conftest import SCRIPTS, rows, summary
@@ -101,6 +105,27 @@ def test_a_pruned_unit_is_dormant():
         network.fc1.weight[:4], network.fc1.bias[:4] = 0.0, 0.0
     obs = torch.randint(256, (5, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     assert measure(network, obs)["dormant_fc1"] >= 4 / 16
+
+
+def test_observations_are_of_two_games_from_the_same_starts_and_of_the_next_ones_where_a_game_ends(monkeypatch):
+    game = "SpaceInvadersNoFrameskip-v4"
+    still, firing = (evaluation.observe(lambda obs, a=a: torch.full((2,), a), game, 40, seed=7) for a in (0, 1))
+    assert still.shape == (80, 4, 84, 84) and torch.equal(still[:2], firing[:2]) and not torch.equal(still, firing)
+    assert not torch.equal(still[0], still[1])
+    monkeypatch.setattr(evaluation, "AtariGames", partial(AtariGames, max_frames=120))  # a game has 30 steps at most
+    short = evaluation.observe(lambda obs: torch.zeros(2, dtype=torch.int64), game, 40, seed=7).unflatten(0, (40, 2))
+    starts = [step for step in range(40) if not short[step, 0, :3].any()]  # of a new game there is one frame
+    assert len(starts) == 2 and starts[0] == 0 and 0 < starts[1] <= 30
+
+
+@pytest.mark.parametrize(("total_timesteps", "steps"), [(10_000_000, 250), (2_000_000, 250), (500_000, 62), (1000, 1)])
+def test_a_shorter_run_measures_on_fewer_observations(total_timesteps, steps, monkeypatch):
+    taken = []
+    monkeypatch.setattr(evaluation, "observe", lambda policy, game, steps, *_: taken.append(steps) or torch.zeros(2, 4, 84, 84))
+    args = SimpleNamespace(total_timesteps=total_timesteps, env_id="")
+    run = SimpleNamespace(args=args, seed=lambda purpose: 1, num_threads=1, device=torch.device("cpu"))
+    Run.measure_health(run, build("ppo", hidden_size=4)[0], make_policy)
+    assert taken == [steps]
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)

@@ -390,7 +390,7 @@ def test_a_checkpoint_of_another_version_of_the_format_is_refused_by_its_number(
     changed(file, format=2)
     with pytest.raises(OSError, match=r"no good checkpoint is left .*: delete it, or --overwrite"):
         load_checkpoint(file)
-    assert "format 2, not 4" in capsys.readouterr().err
+    assert "format 2, not 5" in capsys.readouterr().err
 
 
 @pytest.fixture
