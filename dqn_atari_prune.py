@@ -1,12 +1,12 @@
-"""Train DQN on an Atari game, prune the network once in the middle of training, train on, and log the costs and the savings.
+"""Train DQN on an Atari game, prune its network once in the middle of training, continue training, and log costs and savings.
 
 Algorithm: Mnih et al. 2015 (https://www.nature.com/articles/nature14236), with the loss and hyperparameters of CleanRL's
 dqn_atari.py, except num_envs and total_timesteps.
 
 The cut: when global_step reaches the share `--prune-at` of the training, the network is pruned once, by magnitude (`l1`) or at
 random. Pruned weights and biases become zero and stay zero. With `-structured`, whole channels and hidden units are removed,
-and a smaller network trains on. `--prune-cuts N` prunes gradually instead, in N cuts. An arm is one pruning setting; all arms
-of a seed are the same run until the cut.
+and training continues with a smaller network. `--prune-cuts N` prunes gradually instead, in N cuts. An arm is one pruning
+setting; all arms of a seed are the same run until the cut.
 
     python dqn_atari_prune.py --env-id SpaceInvadersNoFrameskip-v4 --prune-type l1 --prune-rate 0.5 --seed 1
 
@@ -74,7 +74,7 @@ class Args:
     fork_seed: int | None = None
     """with --fork-from: new random numbers from the cut on; with --prune-type none as well, the run is the A/A control"""
     until_cut: bool = False
-    """stop a dense run at its cut, keeping its prune point for forks; the same command without it trains on"""
+    """stop a dense run at its cut, keeping its prune point for forks; the same command without it continues"""
 
     env_id: str = "SpaceInvadersNoFrameskip-v4"
     """Gymnasium id of an Atari game; sticky actions only if the id has them"""
@@ -434,7 +434,7 @@ def update(q_network, fast_q, fast_target, optimizer, masks, batch, batch_size: 
 
 # -------------------------------------------------------------------------------------------------------------- training
 def train(args: Args) -> Path:
-    """Train, prune, train on, evaluate and save. Returns the run folder."""
+    """Train, prune, continue training, evaluate and save. Returns the run folder."""
     run = Run(args, "dqn", __file__)
     if run.finished:
         return run.folder

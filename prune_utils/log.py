@@ -106,7 +106,7 @@ class Log:
         except Exception as error:
             self.wandb = None
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # on one line
-            say(f"W&B is lost ({reason}): the run trains on without it; a resume sends what is missing", error=True)
+            say(f"W&B is lost ({reason}): the run continues without it; a resume sends what is missing", error=True)
 
     def games(self, global_step: int, finished: list[Game]) -> None:
         """Log finished training games."""

@@ -490,7 +490,7 @@ class Run:
         self.write("curves.csv", "".join(self.log.rows).encode())
         self.log.close()
         without = "without --until-cut" + " and --overwrite" * self.args.overwrite
-        say(f"stopped at the cut (step {global_step:,}); {without} the same command trains on: {self.folder}")
+        say(f"stopped at the cut (step {global_step:,}); {without} the same command continues: {self.folder}")
         self.leave()
         return self.folder
 

@@ -1,7 +1,11 @@
 """Masks have exactly the promised zeros, and the zeros stay: in the network, in its target, through Adam's momentum."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
 from dqn_atari_prune import QNetwork, apply_masks, make_masks, mask_gradients, prunable, sync_target
 from dqn_atari_prune import update as dqn_update
@@ -75,6 +79,22 @@ def test_every_mask_has_exactly_the_promised_zeros_and_random_ones_are_nested_ov
                 kept = torch.cat([t[masks[name] == 1].abs() for name, t in part.items()])
                 assert not len(gone) or not len(kept) or gone.max() <= kept.min()
         smaller = masks
+
+
+def test_the_lines_of_the_documentation_prune_a_network_in_a_training_loop_of_its_own():
+    page = (Path(__file__).parents[1] / "docs" / "pruning.md").read_text()
+    imports, cut, update = re.search(r"## In your own training loop.*?```python\n(.*?)```", page, re.S)[1].split("\n\n")
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    x = torch.randn(5, 3, 8, 8)
+    network(x).square().sum().backward()
+    optimizer.step()  # momentum that would move a pruned entry
+    names = {"torch": torch, "network": network, "optimizer": optimizer}
+    exec(imports + "\n" + cut, names)
+    for _ in range(3):
+        optimizer.zero_grad()
+        exec(update, names | {"loss": network(x).square().sum()})
+        assert all(int((p == 0).sum()) == round(0.5 * p.numel()) for p in network.parameters())
 
 
 @criteria

@@ -83,7 +83,7 @@ def test_until_cut_ends_a_dense_run_at_its_cut_where_forks_begin_that_need_it_no
     options = short(algorithm, dense, prune_type="none")
     for _ in range(2):
         assert main(algorithm, options | {"until_cut": True}) == 0
-        last = f"stopped at the cut (step {half}); without --until-cut the same command trains on: {dense}"
+        last = f"stopped at the cut (step {half}); without --until-cut the same command continues: {dense}"
         assert capsys.readouterr().out.splitlines()[-1] == last
         files = {p.name for p in dense.iterdir() if not p.name.startswith("events.out.tfevents")}
         assert files == {".lock", "config.json", "source", "curves.csv", "checkpoint.pt", "prune_point.pt"}

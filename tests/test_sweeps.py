@@ -428,7 +428,7 @@ def test_the_file_for_wandb_agents_holds_the_ppo_matrix_in_words_that_the_script
     grid = {name: parameter["values"] for name, parameter in config["parameters"].items()}
     assert [f"{rate:g}" for rate in grid["prune_rate"]] == STUDY["ppo"] and grid["prune_type"] == ["none", "l1", "random"]
     for values in itertools.product(*grid.values()):  # an agent writes --prune_rate=0.1
-        words = ["--track", *(f"--{name}={value}" for name, value in zip(grid, values, strict=True))]
+        words = [*config["command"][3:-1], *(f"--{name}={value}" for name, value in zip(grid, values, strict=True))]
         args = parse_options(SCRIPTS["ppo"].Args, "", words)
-        assert (args.seed, args.prune_type, args.prune_rate) == values
-    assert config["program"] == "ppo_atari_prune.py" and config["command"][-2:] == ["--track", "${args}"]
+        assert (args.seed, args.prune_type, args.prune_rate) == values and args.track and args.num_threads == 1
+    assert config["program"] == "ppo_atari_prune.py" and config["command"][-1] == "${args}"

@@ -109,7 +109,7 @@ def test_a_client_that_does_not_start_or_dies_never_ends_a_training_and_a_resume
     finished, given = process("ppo", track=True, iterations=4, rows=rows, error=ConnectionError)
     assert not finished and given == in_curves(tmp_path / "a")[: len(given)] and bool(given) == bool(rows)
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
-    assert told.startswith("W&B is lost (ConnectionError: the client is gone): the run trains on without it; a resume sends")
+    assert told.startswith("W&B is lost (ConnectionError: the client is gone): the run continues without it; a resume sends")
     assert process("ppo", track=True) == (True, in_curves(tmp_path / "a"))
     assert len(process.ids) == 2 and process.ids[0] == process.ids[1]
 
