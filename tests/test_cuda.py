@@ -79,12 +79,14 @@ def test_a_low_precision_copy_follows_the_steps_that_a_graph_takes(algorithm):
 
 
 @both
-@pytest.mark.parametrize("precision", ["auto", "bf16"])
-@pytest.mark.parametrize("prune_type", ["l1", "l1-structured"])
+@pytest.mark.parametrize(
+    ("prune_type", "precision", "cuts"),
+    [("l1", "auto", 1), ("l1", "bf16", 1), ("l1-structured", "auto", 1), ("l1-structured", "bf16", 1), ("random", "auto", 3)],
+)
 def test_a_run_of_cuda_graphs_ends_in_the_same_bits_as_one_without_them(
-    small_run, algorithm, prune_type, precision, monkeypatch
+    small_run, algorithm, prune_type, precision, cuts, monkeypatch
 ):
-    options = {"prune_rate": 0.5, "prune_type": prune_type, "precision": precision}
+    options = {"prune_rate": 0.5, "prune_type": prune_type, "precision": precision, "prune_cuts": cuts}
     captured = small_run(algorithm, **options)
     monkeypatch.setattr(SCRIPTS[algorithm], "graphed", eager)
     assert bits(small_run(algorithm, name="eager", **options)) == bits(captured)
