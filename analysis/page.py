@@ -84,10 +84,10 @@ CUT_OFF = "Where an interval is much longer than its figure, its ends are cut of
 INSIDE = """Measured on the first 250 steps of two games that each network plays itself, and of the next game where one ends
 sooner; in a run of less than 2M agent steps on fewer in proportion. A change can come from the network or from what it gets to
 see. Dormant: units whose mean activation is at most 2.5 % of that of their layer (Sokar et al. 2023); a unit that pruning
-emptied is one. Effective rank: the least number of singular values of the last hidden features that add up to 99 % of the sum
-of all (Kumar et al. 2021); the number of observations bounds it, so compare runs of equal length. Right after the cut is, with
-several cuts, after the last one. Curves: means of the seeds, every tenth of the training, in runs of 500,000 agent steps or
-more. None of these numbers is a return."""
+emptied is one. Effective rank: the fewest singular values of the last hidden features whose sum is at least 99 % of the sum of
+all (Kumar et al. 2021); the number of observations bounds it, so compare runs of equal length. Right after the cut is, with
+several cuts, after the last one. Curves: means of the seeds, every tenth of the training, in runs of 1M agent steps or more.
+None of these numbers is a return."""
 IN_FILES_ONLY = ("named", "bins")
 STYLE = """
 body{font:16px/1.45 system-ui,sans-serif;color:#111;max-width:1120px;margin:1em auto;padding:0 1em}

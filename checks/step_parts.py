@@ -1,11 +1,11 @@
-"""Where a step of all games goes: microseconds of each of its parts alone, of one whole update, its mask, and of health.
+"""Where a step of all games goes: microseconds of each of its parts alone, of one whole update, and of its mask.
 
     python -m checks.step_parts --algorithm dqn
 
 The parts are the emulator, acting, and learning (its passes through the network alone). On a GPU each is a graph replay. The
 bound is the time below which a step cannot come: its parts in turn. Only a DQN on a GPU learns while the emulator steps.
-Health is one measurement of a run of 2M agent steps, which makes up to 11 of them.
-checks.benchmark compares it with the step of a whole run.
+checks.benchmark compares the bound with the step of a whole run. The last two lines are one measurement of health, in a run of
+2M agent steps and in one of 1M.
 """
 
 import copy
@@ -21,7 +21,7 @@ import tyro
 
 import dqn_atari_prune
 import ppo_atari_prune
-from prune_utils.device import DTYPES, PreallocatedAdam, configure, fp32_copy, graphed, low_precision, resolve, scaled
+from prune_utils.device import DTYPES, PreallocatedAdam, configure, graphed, low_precision, resolve, scaled
 from prune_utils.evaluation import observe
 from prune_utils.games import AtariGames
 from prune_utils.health import measure
@@ -57,7 +57,7 @@ def microseconds(function: Callable, repeats: int, cuda: bool) -> float:
 
 
 def parts(args: Args) -> dict[str, float]:
-    """Microseconds of an update, its mask and one measurement of health; per step of emulator, acting and learning."""
+    """Microseconds of an update and its mask, and per step of all games of emulator, acting and learning."""
     script, n = SCRIPTS[args.algorithm], args.num_envs
     resolved = resolve(True, "auto", args.num_threads, {})
     device, dtype = torch.device(resolved["device"]), DTYPES[resolved["precision"]]
@@ -71,7 +71,6 @@ def parts(args: Args) -> dict[str, float]:
     alone, target = copy.deepcopy(fast), copy.deepcopy(fast)  # passes alone: no gradient goes on to master weights
     masks = script.make_masks(script.prunable(network), "l1", 0.5, "layer", seed=1)
     changes = (network, fast, optimizer)
-    measured = fp32_copy(network)
 
     def frames(batch: int) -> torch.Tensor:
         obs = torch.randint(256, (batch, 4, 84, 84), dtype=torch.uint8, device=device)
@@ -92,9 +91,6 @@ def parts(args: Args) -> dict[str, float]:
     def step() -> None:
         games.send(rng.integers(0, games.num_actions, n))
         games.receive()
-
-    def health() -> None:  # as Run.measure_health
-        measure(measured, observe(script.make_policy(measured, 1), args.env_id, 250, 1, resolved["num_threads"]).to(device))
 
     if args.algorithm == "dqn":  # train_frequency 4, batch 32: the targets of the updates that one step asks for are one pass
         at_once = max(1, n // 4)
@@ -121,8 +117,19 @@ def parts(args: Args) -> dict[str, float]:
         "emulator": microseconds(step, 1000 if cuda else 200, cuda),
         "acting": microseconds(graph(partial(forward, alone, acting)), repeats, cuda),
         "learning": microseconds(graph(learn), repeats, cuda) * share,
-        "health": microseconds(health, 5, cuda),
     }
+
+
+def health(args: Args, total_timesteps: int) -> float:
+    """Microseconds of one measurement of health, as `Run.measure_health` makes it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = NETWORKS[args.algorithm](AtariGames(args.env_id, 1, 1).num_actions).to(device)
+    policy, steps = SCRIPTS[args.algorithm].make_policy(network, 1), min(250, total_timesteps // 8000)
+
+    def call() -> None:
+        measure(network, observe(policy, args.env_id, steps, 1, args.num_threads).to(device))
+
+    return microseconds(call, 5, device.type == "cuda")
 
 
 def bound(algorithm: str, us: dict[str, float], cuda: bool) -> float:
@@ -136,8 +143,9 @@ def bound(algorithm: str, us: dict[str, float], cuda: bool) -> float:
 def main(args: Args) -> None:
     us = parts(args)
     us["bound"] = bound(args.algorithm, us, torch.cuda.is_available())
+    us |= {"health, 2M": health(args, 2_000_000), "health, 1M": health(args, 1_000_000)}
     for name, value in us.items():
-        print(f"{name:10}{value:10,.0f} us")
+        print(f"{name:12}{value:10,.0f} us")
 
 
 if __name__ == "__main__":

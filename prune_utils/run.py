@@ -40,8 +40,8 @@ OF_THE_CUT = {"prune_type", "prune_rate", "prune_cuts", "prune_until", "prune_sc
 """options in which a fork may differ from its parent"""
 FORMAT = 5
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_previous.pt")
-HEALTH_STEPS = 500_000
-"""agent steps of the shortest run that measures health every tenth: there it takes less than 1 % of the time (PPO on a CPU)"""
+HEALTH_STEPS = 1_000_000
+"""agent steps of the shortest run that measures health every tenth: there it takes about 1 % of the time (PPO on a CPU)"""
 OWN_FILES = ("summary.json", "model.pt", "model_packed.npz", "eval.csv", "curves.csv", "final.mp4", "prune_point.pt")
 OWN_FILES += (*CHECKPOINTS, "source", "source.py")
 OWN_FILES += ("events.out.tfevents.*", "config.json.part", *(f"{name}.part" for name in OWN_FILES))
@@ -371,7 +371,7 @@ class Run:
             if checkpoint["device_name"] != self.config["device_name"]:
                 machines = f"made on {checkpoint['device_name']}, this is {self.config['device_name']}"
                 say(f"its checkpoint was {machines}: the same bits can't be promised", error=True)
-        if forked and self.args.fork_seed is not None:
+        if forked and self.args.fork_seed is not None:  # by their order, so a new generator goes last
             for index, generator in enumerate(part for part in parts.values() if isinstance(part, torch.Generator)):
                 generator.manual_seed(derive_seed(self.args.fork_seed, f"fork {index} of {self.args.seed}"))
         run_arm = arm(self.algorithm, asdict(self.args)) | {"group": wandb_group(self.algorithm, self.args)}

@@ -92,7 +92,6 @@ def test_the_lines_of_the_documentation_prune_a_network_in_a_training_loop_of_it
     names = {"torch": torch, "network": network, "optimizer": optimizer}
     exec(imports + "\n" + cut, names)
     for _ in range(3):
-        optimizer.zero_grad()
         exec(update, names | {"loss": network(x).square().sum()})
         assert all(int((p == 0).sum()) == round(0.5 * p.numel()) for p in network.parameters())
 
