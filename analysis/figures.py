@@ -433,6 +433,7 @@ def curves(
         return False
     figure, axes = facets(len(columns), len(tags), 2.6 if raw else 3.4, 5.2 if len(columns) > 1 else 7)
     x, equals = np.linspace(0, study.steps, GRID), [arm for arm in study.arms if arm.kind == "A/A"]
+    first = x[np.isfinite(list(values.values())).any(axis=0).argmax()]
     for (criterion, arms), column in zip(columns.items(), axes.T, strict=True):
         for (tag, label), ax in zip(tags.items(), column, strict=True):
             for k, arm in enumerate(arms + equals):  # the dense curve comes first, and lies on top
@@ -443,6 +444,8 @@ def curves(
                 ax.plot(x, smooth[arm, tag], **style)
             floor(ax, study, no_skill or {})
             steps_axis(ax, study)
+            if first > study.steps / 10:  # dense runs that were forked have no health before the cut
+                ax.set_xlim(left=first)
             ax.set_ylabel(label)
         column[0].set_title(f"{fill(study.label, 60)}\n{criterion}")
     for row in axes:
