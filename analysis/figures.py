@@ -444,7 +444,7 @@ def curves(
                 ax.plot(x, smooth[arm, tag], **style)
             floor(ax, study, no_skill or {})
             steps_axis(ax, study)
-            if first > study.steps / 10:  # dense runs that were forked have no health before the cut
+            if 0 < min(study.cuts, default=0) <= first:  # dense runs that were forked may have no health before the cut
                 ax.set_xlim(left=first)
             ax.set_ylabel(label)
         column[0].set_title(f"{fill(study.label, 60)}\n{criterion}")

@@ -631,6 +631,20 @@ def test_health_by_arm_and_moment_has_a_section_of_its_own_where_it_was_measured
     assert "Inside the network" not in (tmp_path / "report of others" / "index.html").read_text()
 
 
+def test_the_axis_of_health_begins_where_it_was_first_measured_and_that_of_returns_at_the_start(tmp_path, drawn, monkeypatch):
+    for arm in ("none", "l1-0.5"):  # 2,000 steps, the cut at 1,000, health every 200 after it
+        write_run(tmp_path / "runs", arm=arm, health={"effective_rank": 80})
+    save, begins = figures.save, {}
+
+    def save_and_look(figure, out, name):
+        begins[name.partition("_")[0]] = figure.axes[0].get_xlim()[0]
+        save(figure, out, name)
+
+    monkeypatch.setattr(figures, "save", save_and_look)
+    conclude(tmp_path / "runs")
+    assert begins["training"] == 0 and begins["health"] == pytest.approx(1200, abs=2000 / figures.GRID)
+
+
 def test_arms_that_leave_as_many_parameters_are_compared_where_units_are_gone(tmp_path):
     # small networks: 1000 + 9000 * 256 / 512 + 10 = 5,510 of 10,010 entries, 55.0 %
     scores = {"none": [100.0, 120.0, 140.0], "l1-0.45": [90.0, 108.0], "l1-0.5": [80.0, 90.0], "l1-structured-0.5": [50.0]}
