@@ -140,8 +140,9 @@ class Args:
         check(0 <= self.end_e <= 1, "end_e", "lie in [0, 1]", self.end_e)
         check(0 <= self.eval_epsilon <= 1, "eval_epsilon", "lie in [0, 1]", self.eval_epsilon)
         check(0 < self.exploration_fraction <= 1, "exploration_fraction", "lie in (0, 1]", self.exploration_fraction)
-        rule = f"be at least --num-envs ({self.num_envs}) and below --total-timesteps ({self.total_timesteps})"
-        check(self.num_envs <= self.learning_starts < self.total_timesteps, "learning_starts", rule, self.learning_starts)
+        updates = crossings(self.learning_starts, self.num_iterations * self.num_envs, self.train_frequency)
+        rule = f"be at least --num-envs ({self.num_envs}) and before the last gradient update ({self.total_timesteps} steps)"
+        check(self.num_envs <= self.learning_starts and updates > 0, "learning_starts", rule, self.learning_starts)
         least = max(self.batch_size, MIN_SLOTS * self.num_envs)
         most = memory_bytes(self.cuda) // TRANSITION_BYTES
         rule = f"hold a minibatch and {MIN_SLOTS} transitions per game ({least}), and fit into the memory here ({most})"
@@ -267,9 +268,9 @@ def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) ->
     for index, (name, (layer, _)) in enumerate(hidden_layers(network).items()):
         weight = layer.weight.detach().float().cpu().contiguous()
         n = min(round(rate * len(weight)), len(weight) - 1)
-        methods = {"l1-structured": prune.LnStructured(n, n=1, dim=0), "random-structured": prune.RandomStructured(n, dim=0)}
-        with seeded(seed + index):
-            kept[name] = methods[prune_type].compute_mask(weight, torch.ones_like(weight)).flatten(1).any(dim=1)
+        with seeded(seed + index):  # RandomStructured has the same draws, but removes more where two of them are equal
+            scores = weight if prune_type == "l1-structured" else torch.rand(len(weight), 1)
+        kept[name] = prune.LnStructured(n, n=1, dim=0).compute_mask(scores, torch.ones_like(scores)).flatten(1).any(dim=1)
     return kept
 
 

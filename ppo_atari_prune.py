@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch.nn.utils import prune
 
 from prune_utils.basics import check, exit_codes, parse_options, seeded
-from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, graphed, low_precision, scaled
+from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, graphed, low_precision, memory_bytes, scaled
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames
 from prune_utils.run import Run, check_common
@@ -147,6 +147,8 @@ class Args:
         check(rollout % self.num_minibatches == 0, "num_minibatches", rule, self.num_minibatches)
         rule = "leave at least two agent steps per minibatch, with --norm-adv"
         check(self.num_minibatches < rollout or not self.norm_adv, "num_minibatches", rule, self.num_minibatches)
+        most = memory_bytes(self.cuda) // (4 * 84 * 84 * 4)  # stacks of frames in fp32
+        check(rollout <= most, "num_steps", f"make a rollout that fits into the memory here ({most} steps)", self.num_steps)
         rule = f"hold one rollout ({rollout} agent steps)"
         check(self.total_timesteps >= rollout, "total_timesteps", rule, self.total_timesteps)
 
@@ -278,9 +280,9 @@ def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) ->
     for index, (name, (layer, _)) in enumerate(hidden_layers(network).items()):
         weight = layer.weight.detach().float().cpu().contiguous()
         n = min(round(rate * len(weight)), len(weight) - 1)
-        methods = {"l1-structured": prune.LnStructured(n, n=1, dim=0), "random-structured": prune.RandomStructured(n, dim=0)}
-        with seeded(seed + index):
-            kept[name] = methods[prune_type].compute_mask(weight, torch.ones_like(weight)).flatten(1).any(dim=1)
+        with seeded(seed + index):  # RandomStructured has the same draws, but removes more where two of them are equal
+            scores = weight if prune_type == "l1-structured" else torch.rand(len(weight), 1)
+        kept[name] = prune.LnStructured(n, n=1, dim=0).compute_mask(scores, torch.ones_like(scores)).flatten(1).any(dim=1)
     return kept
 
 

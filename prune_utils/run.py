@@ -73,7 +73,7 @@ def check_common(args) -> None:
     earliest = args.prune_at if several else 0
     rule = f"lie in [--prune-at, 1], here [{earliest:g}, 1]" if several else "lie in [0, 1]"
     check(earliest <= args.prune_until <= 1, "prune_until", rule, args.prune_until)
-    check(args.hidden_size >= 1, "hidden_size", "be at least 1", args.hidden_size)
+    check(1 <= args.hidden_size <= 65_536, "hidden_size", "lie in 1 to 65536", args.hidden_size)
     check(0 < args.width <= 16, "width", "lie in (0, 16]", args.width)
     check(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
     check(0 < args.learning_rate < float("inf"), "learning_rate", "be finite and above 0", args.learning_rate)
@@ -186,7 +186,7 @@ def load_checkpoint(path: Path) -> dict | None:
 
     Raises OSError where there are files but no good one.
     """
-    found = [file for file in (path, path.with_stem(path.stem + "_previous")) if file.exists()]
+    found = [file for file in (path, path.with_stem(path.stem + "_previous")) if os.path.exists(file)]
     for file in found:
         try:
             with zipfile.ZipFile(file) as archive:

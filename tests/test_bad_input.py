@@ -32,7 +32,8 @@ BOTH = [
     ("learning_rate", float("nan"), "be finite and above 0"),
     ("learning_rate", float("inf"), "be finite and above 0"),
     ("gamma", 1.01, "lie in [0, 1]"),
-    ("hidden_size", 0, "be at least 1"),
+    ("hidden_size", 0, "lie in 1 to 65536"),
+    ("hidden_size", 2_000_000_000, "lie in 1 to 65536"),
     ("width", 0.0, "lie in (0, 16]"),
     ("eval_episodes", -1, "be at least 0"),
     ("num_threads", -1, "be at least 0"),
@@ -48,8 +49,8 @@ BOTH = [
 DQN = [
     ("buffer_size", 31, "hold a minibatch and 8 transitions per game (64)"),
     ("buffer_size", 10**12, "fit into the memory here"),
-    ("learning_starts", 2_000_000, "be at least --num-envs (8) and below --total-timesteps (2000000)"),
-    ("learning_starts", 7, "be at least --num-envs (8) and below"),
+    ("learning_starts", 2_000_000, "before the last gradient update (2000000 steps)"),
+    ("learning_starts", 7, "be at least --num-envs (8) and before"),
     ("batch_size", 0, "be at least 1"),
     ("train_frequency", 0, "be at least 1"),
     ("target_network_frequency", 0, "be at least 1"),
@@ -63,6 +64,7 @@ PPO = [
     ("num_minibatches", 1024, "leave at least two agent steps per minibatch, with --norm-adv"),
     ("total_timesteps", 1023, "hold one rollout (1024 agent steps)"),
     ("num_steps", 0, "be at least 1"),
+    ("num_steps", 10**9, "fits into the memory here"),
     ("update_epochs", 0, "be at least 1"),
     ("gae_lambda", -0.5, "lie in [0, 1]"),
     ("clip_coef", 0.0, "be above 0"),
@@ -71,6 +73,13 @@ PPO = [
     ("target_kl", 0.0, "be above 0"),
 ]
 CASES = [(a, *case) for a in ("dqn", "ppo") for case in BOTH] + [("dqn", *c) for c in DQN] + [("ppo", *c) for c in PPO]
+
+
+@pytest.mark.parametrize("options", [{"total_timesteps": 80_007}, {"train_frequency": 3_000_000}])
+def test_a_dqn_that_would_end_without_a_gradient_update_is_refused(options):
+    # 80,007 steps of 8 games are 80,000, which is when learning starts; the first multiple of 3M is after the end
+    with pytest.raises(UserError, match=r"--learning-starts must .* before the last gradient update"):
+        SCRIPTS["dqn"].Args(**options)
 
 
 @pytest.mark.parametrize(("algorithm", "option", "value", "rule"), CASES)

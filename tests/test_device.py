@@ -59,6 +59,16 @@ def test_a_folded_convolution_and_its_gradients_are_those_of_a_plain_one(layer, 
     torch.testing.assert_close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(plain, inputs, grad))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_convolution_that_is_left_with_one_channel_still_learns(dtype):
+    torch.manual_seed(0)
+    layer = FoldedConv2d(4, 1, 8, stride=4).to(dtype, memory_format=torch.channels_last)
+    x = torch.rand(3, 4, 84, 84).to(dtype, memory_format=torch.channels_last)
+    layer(x).float().sum().backward()
+    expected = x.float().unfold(2, 8, 4).unfold(3, 8, 4).sum(dim=(0, 2, 3))  # of each weight: the sum of what it reads
+    torch.testing.assert_close(layer.weight.grad[0].float(), expected, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("layer", ["conv1", "conv2"])
 def test_channels_last_a_convolution_is_folded_without_a_copy(layer):
     folded = getattr(build("dqn"), layer)

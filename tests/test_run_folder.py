@@ -283,10 +283,12 @@ def test_a_prune_point_of_another_run_copied_into_a_parent_is_refused_by_what_di
     assert not (tmp_path / "r").exists()
 
 
-def test_a_fork_from_an_empty_name_is_refused_and_does_not_train_from_scratch(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a shell variable that is not set
-    with pytest.raises(UserError, match=r"^--fork-from must be the folder of a dense run that has reached its cut, got \.$"):
-        Run(small(tmp_path, **SHORT["ppo"], prune_type="none", fork_from="", fork_seed=1), "ppo", script.__file__)
+@pytest.mark.parametrize(("parent", "told"), [("", "."), ("x" * 300, "x" * 300)])  # a variable that is not set; too long
+def test_a_fork_from_a_name_of_no_folder_is_refused_and_does_not_train_from_scratch(parent, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rule = "--fork-from must be the folder of a dense run that has reached its cut, got "
+    with pytest.raises(UserError, match=f"^{rule}{re.escape(told)}$"):
+        Run(small(tmp_path, **SHORT["ppo"], prune_type="none", fork_from=parent, fork_seed=1), "ppo", script.__file__)
     assert not (tmp_path / "r").exists()
 
 

@@ -11,6 +11,7 @@ import dqn_atari_prune as dqn
 import ppo_atari_prune as ppo
 from analysis.runs import read_results, read_run
 from evals import common
+from prune_utils.basics import derive_seed
 from prune_utils.device import PreallocatedAdam, low_precision
 from prune_utils.evaluation import observe
 from prune_utils.run import Run
@@ -89,6 +90,10 @@ def test_the_promised_number_of_units_goes_from_every_hidden_layer_and_never_the
     assert weight[kept].abs().sum(dim=(1, 2, 3)).min() > weight[~kept].abs().sum(dim=(1, 2, 3)).max()
     draws = [SCRIPTS[algorithm].choose_units(network, "random-structured", 0.5, seed)["fc1"] for seed in (3, 3, 4)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    full = NETWORKS[algorithm](6)
+    for seed, rate in ((8236, 0.5), (162764, 0.999)):  # two of the 512 draws of fc1 are the same float32, at the edge
+        kept = SCRIPTS[algorithm].choose_units(full, "random-structured", rate, derive_seed(seed, "mask"))
+        assert int(kept["fc1"].sum()) == max(1, 512 - round(rate * 512))
     assert SCRIPTS[algorithm].choose_units(network, "l1", 0.5, 3) == {}
     assert SCRIPTS[algorithm].make_masks(dict(network.named_parameters()), "l1-structured", 0.5, "layer", 3) == {}
 
