@@ -49,7 +49,8 @@ def read(path: Path) -> pd.DataFrame:
         rows[numbers] = rows[numbers].apply(pd.to_numeric)
     except (OSError, ValueError) as error:
         raise UserError(f"CSV must be a file that evals.efficiency wrote, got {path}: {error}") from None
-    if not len(rows) or not set(rows) >= COLUMNS | MEASURES or rows[list(COLUMNS)].isna().any(axis=None):
+    needed = COLUMNS | MEASURES | {f"{column}{quartile}" for column in latencies(rows) for quartile in ("_q25", "_q75")}
+    if not len(rows) or not set(rows) >= needed or rows[list(COLUMNS)].isna().any(axis=None):
         raise UserError(f"CSV must be a file that evals.efficiency wrote, got {path}: it lacks rows, columns or values")
     return rows
 

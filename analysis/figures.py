@@ -88,9 +88,16 @@ def draw(studies: list[Study], out: Path, window: int, no_skill: dict[str, NoSki
             if not curves(study, styles, LOSSES[study.first.algorithm], out, f"losses_{study.slug}", window, None):
                 left_out.append(f"losses of {study.label}: none were logged")
             curves(study, styles, HEALTH, out, f"health_{study.slug}", 1, {})
+            few = [arm.label for arm in study.arms if arm.kind != "small" and arm not in with_curves(study)]
+            if few:
+                left_out.append(f"curves of {study.label}, {', '.join(few)}: fewer than half of the seeds of another arm")
         if not sparsity(studies, styles, out):
             left_out.append("sparsity: no run was pruned")
-        disk(studies, out)
+        stored = [study for study in studies if any("structured" not in arm.kind for arm in study.arms)]
+        told = "units were removed, and there is no dense run to compare with"
+        left_out += [f"bytes on disk of {study.label}: {told}" for study in studies if study not in stored]
+        if stored:
+            disk(stored, out)
         if not speed(studies, out):
             left_out.append("speed: no run measured it")
     return left_out
@@ -160,7 +167,8 @@ def legend_below(figure, most: int = 8) -> None:
     rates = {label: float(label.removeprefix("rate ")) for label in handles if label.startswith("rate ")}
     labels = sorted(handles, key=lambda label: rates.get(label, 1 if label == "cut" else -1))
     if labels:
-        columns = min(len(labels), most, 6 if len(labels) > 8 else 8)
+        widest = 0.6 + 0.075 * max(map(len, labels))  # inches of its handle and text
+        columns = min(len(labels), most, 6 if len(labels) > 8 else 8, max(1, int(figure.get_figwidth() / widest)))
         figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=columns)
 
 
@@ -417,22 +425,30 @@ def steps_axis(ax, study: Study) -> None:
         ax.axvline(cut, color="grey", lw=1, ls=":", label="cut")
 
 
+def with_curves(study: Study) -> list[Arm]:
+    """The arms whose curves are drawn: beside a mean of many seeds, one of few would show how seeds differ and not arms."""
+    most = max(len(arm.runs) for arm in study.arms)
+    return [arm for arm in study.arms if arm.kind != "small" and 2 * len(arm.runs) >= most]
+
+
 def curves(
     study: Study, styles: dict, tags: dict[str, str], out: Path, name: str, window: int, no_skill: dict[str, NoSkill] | None
 ) -> bool:
     """A row of facets per tag, a column per criterion, the A/A arms in each; False where there is nothing to draw.
 
+    The arms are those of `with_curves`.
+
     Returns have the lines of no skill; losses (no_skill is None) have the values themselves too, faint.
     """
-    columns, raw = study.by_criterion(), no_skill is None
-    arms_shown = [arm for arm in study.arms if arm.kind != "small"]
+    arms_shown, raw = with_curves(study), no_skill is None
+    columns = {name: [arm for arm in arms if arm in arms_shown] for name, arms in study.by_criterion().items()}
     smooth = {(arm, tag): mean_curve(arm, tag, window) for arm in arms_shown for tag in tags}
     values = {(arm, tag): mean_curve(arm, tag, 1) for arm in arms_shown for tag in tags} if raw else smooth
     tags = {tag: label for tag, label in tags.items() if any(np.isfinite(values[arm, tag]).any() for arm in arms_shown)}
     if not tags:
         return False
     figure, axes = facets(len(columns), len(tags), 2.6 if raw else 3.4, 5.2 if len(columns) > 1 else 7)
-    x, equals = np.linspace(0, study.steps, GRID), [arm for arm in study.arms if arm.kind == "A/A"]
+    x, equals = np.linspace(0, study.steps, GRID), [arm for arm in arms_shown if arm.kind == "A/A"]
     first = x[np.isfinite(list(values.values())).any(axis=0).argmax()]
     for (criterion, arms), column in zip(columns.items(), axes.T, strict=True):
         for (tag, label), ax in zip(tags.items(), column, strict=True):
@@ -490,8 +506,8 @@ def crossing(sparsity, ratios) -> float | None:
 def disk(studies: list[Study], out: Path) -> None:
     figure, pairs = facet_per_study(studies, 3.8, 6.4)
     for study, ax in pairs:
-        arms = [arm for arm in study.arms if arm.kind not in ("A/A", "small") and "structured" not in arm.kind]
-        arms = arms or study.arms
+        arms = [arm for arm in study.arms if "structured" not in arm.kind]
+        arms = [arm for arm in arms if arm.kind not in ("A/A", "small")] or arms
         sizes = pd.DataFrame([{"rate": r.summary["sparsity"]} | r.summary["disk"] for a in arms for r in a.all_runs])
         means = sizes.groupby(sizes.rate.round(4)).mean()
         dense = means.dense.mean()

@@ -1,6 +1,7 @@
 """The numbers of a report: the rows of each table, computed from the arms of its studies."""
 
 from collections.abc import Iterable
+from itertools import combinations
 
 import numpy as np
 
@@ -159,9 +160,9 @@ def trend_table(study: Study) -> list[dict]:
     for criterion, arms in study.by_criterion().items():
         pairs = {arm.rate: arm.pairs("after_cut") for arm in arms}
         pairs = {rate: by_seed for rate, by_seed in pairs.items() if 0 < rate < CONTROLS and by_seed}
-        designs = [[rate for rate in pairs if len(pairs[rate]) >= len(fewest)] for fewest in pairs.values()]
-        common = [(sorted(set.intersection(*(set(pairs[r]) for r in rates))), rates) for rates in designs if len(rates) > 1]
-        seeds, rates = max(common, key=lambda design: tuple(map(len, design)), default=([], []))
+        common = [set(one) & set(other) for one, other in combinations(pairs.values(), 2)]
+        designs = [(sorted(seeds), [rate for rate in pairs if seeds <= set(pairs[rate])]) for seeds in common]
+        seeds, rates = max(designs, key=lambda design: tuple(map(len, design)), default=([], []))
         if not seeds:
             continue
         dense = [pairs[rates[0]][seed][1] for seed in seeds]

@@ -257,6 +257,7 @@ def read_results(run: Run, window: int) -> None:
     if moments:
         with reading("eval.csv"):
             run.games = pd.read_csv(run.folder / "eval.csv", dtype=str, usecols=GAMES)
+            ensure(not run.games.isna().any(axis=None), "eval.csv has an empty cell")
             for moment, returns in run.games["return"].astype(float).groupby(run.games.moment):
                 run.scores[moment] = float(returns.mean())
             for moment, (n, mean) in moments.items():

@@ -238,11 +238,13 @@ def build(study: Study, everything: list[Run], named: list[Named]) -> None:
                     continue
             arm = arms.setdefault(run.label, Arm(run.label, run.criterion, run.kind, run.rate))
             arm.runs.setdefault(seed, []).append(run)
-            if twins and run.kind not in ("none", "small"):
+            if not twins or run.kind == "small":
+                continue
+            if run.kind != "none":
                 arm.twins[seed] = twins
-                if changed := differences(twins[0].machine, run.machine):
-                    told = f"compared all the same with {twins[0].name}, whose past it has: {changed}"
-                    named.append(Named("other machine", run.name, told))
+            if changed := differences(twins[0].machine, run.machine):
+                told = f"compared all the same with {twins[0].name}, whose past it has: {changed}"
+                named.append(Named("other machine", run.name, told))
     study.arms = [arms[label] for label in labels if label in arms]
     forks = {seed: runs[1:] for seed, runs in study.dense.runs.items() if len(runs) > 1} if study.dense else {}
     if forks:
@@ -256,13 +258,14 @@ def build(study: Study, everything: list[Run], named: list[Named]) -> None:
 
 
 def counted(runs: list[Run], named: list[Named]) -> list[Run]:
-    """The finished runs of a seed, each arm and fork once: of several the one of `with_most_pairs`."""
+    """The finished runs of a seed, dense first, each arm and fork once: of several the one of `with_most_pairs`, in which a
+    dense run is held against all runs and every other against those that were chosen before it."""
     cells: dict[tuple, list[Run]] = {}
     for run in runs:
         cells.setdefault((run.label, run.fork_seed), []).append(run)
     once = []
     for (label, _), same in cells.items():
-        first = with_most_pairs(same, runs) if len(same) > 1 else same[0]
+        first = with_most_pairs(same, once or runs) if len(same) > 1 else same[0]
         once.append(first)
         for run in same:
             if run is not first:

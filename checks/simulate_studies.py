@@ -176,7 +176,8 @@ def show(title: str, rows: list[dict]) -> None:
 
 def main(args: Args) -> None:
     for option, least in {"studies": 1, "seeds": 2, "forks": 0, "interaction": 0}.items():
-        if np.min(getattr(args, option)) < least:
+        values = np.ravel(getattr(args, option))
+        if not len(values) or not np.isfinite(values).all() or values.min() < least:
             print(f"error: --{option} must be at least {least}, got {getattr(args, option)}", file=sys.stderr)
             sys.exit(2)
     spread = {"studies": args.studies, "interaction": args.interaction}

@@ -96,6 +96,7 @@ def run(
     torch.set_flush_denormal(True)  # as in training; threads that torch starts in `load` inherit it
     network, env_id = load(args.model, network_class, args.env_id)
     check_file("out", out)
+    check(not args.capture_video or out.suffix != ".mp4", "out", "not end in .mp4, as the video does", out)
     names = {out.name, *([out.with_suffix(".mp4").name] if args.capture_video else [])}
     of_a_run = out.resolve().parent == folder_of(args.model).resolve() and bool(recorded_options(args.model))
     own = of_a_run and not names.isdisjoint({*OWN_FILES, *WANDB_FILES, "config.json", ".lock"})

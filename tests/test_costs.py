@@ -89,6 +89,7 @@ def test_rows_of_several_files_make_one_table(tmp_path, monkeypatch, capsys):
         (["strange.csv"], "CSV must be a file that evals.efficiency wrote, got strange.csv: it lacks rows, columns or values"),
         (["short.csv"], "CSV must be a file that evals.efficiency wrote, got short.csv: it lacks rows, columns or values"),
         (["empty.csv"], "CSV must be a file that evals.efficiency wrote, got empty.csv: it lacks rows, columns or values"),
+        (["medians.csv"], "CSV must be a file that evals.efficiency wrote, got medians.csv: it lacks rows, columns or values"),
         (["gaps.csv"], "CSV must be a file that evals.efficiency wrote, got gaps.csv: it lacks rows, columns or values"),
         (["words.csv"], "CSV must be a file that evals.efficiency wrote, got words.csv: Unable to parse string"),
         (["nothing.csv"], "CSV must be a file that evals.efficiency wrote, got nothing.csv: No columns"),
@@ -101,6 +102,7 @@ def test_a_file_that_is_no_such_table_is_one_line_and_exit_2(words, message, tmp
     good.to_csv(tmp_path / "good.csv", index=False)
     good[:0].to_csv(tmp_path / "empty.csv", index=False)
     good.drop(columns="load_ms").to_csv(tmp_path / "short.csv", index=False)
+    good.drop(columns="us_1x1_q25").to_csv(tmp_path / "medians.csv", index=False)
     good.assign(sparsity=[0.0, None, 0.0]).to_csv(tmp_path / "gaps.csv", index=False)
     good.assign(file_bytes="many").to_csv(tmp_path / "words.csv", index=False)
     (tmp_path / "strange.csv").write_text("a,b\n1,2\n")

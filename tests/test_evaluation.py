@@ -299,6 +299,7 @@ def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypa
         ("ppo", ["{ppo}", "--out", "{ppo}/eval.csv"], "--out must not name a file that the run itself wrote, got"),
         ("ppo", ["{ppo}/model.pt", "--out", "{ppo}/config.json"], "--out must not name a file that the run itself wrote, got"),
         ("ppo", ["{ppo}", "--out", "{ppo}/final.csv", "--capture-video"], "--out must not name a file that the run itself"),
+        ("ppo", ["{ppo}", "--out", "games.mp4", "--capture-video"], "--out must not end in .mp4, as the video does, got"),
         ("dqn", ["{dqn}", "--epsilon", "1.5"], "--epsilon must lie in [0, 1], got 1.5"),
         ("dqn", ["{dqn}", "--epsilon", "0.5", "--greedy"], "--epsilon must come without --greedy, got 0.5"),
     ],

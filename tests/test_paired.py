@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import tyro
 
 from analysis import paired
-from checks.simulate_studies import OWN, coverage, one_network, power
+from checks.simulate_studies import OWN, Args, coverage, main, one_network, power
 
 T2 = 4.302653  # 97.5 % point of the t distribution with 2 degrees of freedom
 
@@ -156,6 +157,14 @@ def test_intervals_of_noisier_quantities_cover_the_truth_too(algorithm, quantity
     found = coverage(algorithm, quantity, 3, 0, studies=4000)
     assert all(0.93 < found[interval] < 0.97 for interval in ("mean", "difference", "change"))
     assert 0.93 < one_network(algorithm, 10, studies=4000)["one_network"] < 0.97
+
+
+@pytest.mark.parametrize("words", ["--seeds", "--forks", "--seeds 1", "--interaction nan", "--studies 0"])
+def test_a_simulation_of_no_studies_is_one_line_and_exit_2(words, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(tyro.cli(Args, args=words.split()))
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {words.split()[0]} must be at least ") and err.count("\n") == 1
 
 
 def test_the_power_of_simulated_studies_is_what_the_report_says():

@@ -133,6 +133,15 @@ def test_a_pair_on_two_machines_is_compared_for_its_past_is_checked_and_both_mac
     assert row(tables["changes"], "l1-0.5").pairs == 3
 
 
+def test_an_equal_continuation_on_another_machine_is_named_too(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
+    moved = write_run(tmp_path / "runs", arm="none-fork1", seed=1, score=50.0, device_name="another CPU")
+    tables = conclude(tmp_path / "runs")
+    ((name, reason),) = ((name, reason) for name, reason in named(tables).items() if reason.startswith("other machine"))
+    assert name == moved.name and reason.endswith("device_name a CPU -> another CPU")
+    assert row(tables["returns"], "none").runs == 4
+
+
 # -------------------------------------------------------------------------------------------------------------------- arms
 def test_forks_are_averaged_within_their_seed_and_n_stays_the_number_of_seeds(tmp_path):
     runs = tmp_path / "runs"
@@ -222,6 +231,15 @@ def test_a_run_that_is_there_twice_is_counted_once_and_named(tmp_path):
     assert row(tables["returns"], "none").seeds == 3 and row(tables["returns"], "none").after_cut == 110
     ((name, reason),) = named(tables).items()
     assert str(copied) in name and reason.startswith("counted once: of none, seed 1, ") and reason.endswith(" is counted")
+
+
+def test_of_two_whole_sets_of_a_seed_one_is_counted_and_not_a_run_of_each(tmp_path):
+    for dense, arm, script in (("A", "b", "old"), ("B", "a", "new")):  # the first in the order of names are no pair
+        write_run(tmp_path / "runs", arm="none", run_name=dense, source_sha256=script)
+        write_run(tmp_path / "runs", arm="l1-0.5", run_name=arm, source_sha256=script)
+    tables = conclude(tmp_path / "runs")
+    assert row(tables["changes"], "l1-0.5").pairs == 1
+    assert all(reason.startswith("counted once: ") for reason in named(tables).values()) and len(named(tables)) == 2
 
 
 def test_a_dense_run_of_another_width_is_named_where_it_is_all_there_is(tmp_path):

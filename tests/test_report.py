@@ -138,6 +138,14 @@ def test_the_trend_is_a_slope_over_rates_of_the_seeds_that_have_them_all_and_pos
     assert "Exploratory, trend of l1 over 0.1 0.5 per 0.1 of rate: " in told and "Positive control: l1 at 0.95: " in told
 
 
+def test_the_rates_of_a_trend_are_those_that_the_most_seeds_have_in_common(tmp_path):
+    runs = study(tmp_path / "runs", {"none": [100.0] * 6, "l1-0.1": L1, "l1-0.3": L1})
+    for seed in (3, 4, 5, 6):  # as many seeds as the others have, but one in common
+        write_run(runs, arm="l1-0.7", seed=seed, score=50.0)
+    (trend,) = (r for _, r in conclude(runs)["trend"].iterrows())
+    assert (trend.rates, trend.pairs) == ("0.1 0.3", 3)
+
+
 def test_the_change_in_each_tenth_after_the_cut_is_in_a_table_of_its_own(tmp_path):
     for seed in (1, 2, 3):
         games = [(500, 7.0), *((1000 + 100 * k, 10.0) for k in range(1, 11))]
@@ -206,6 +214,9 @@ BREAK = {
         (folder / "eval.csv").read_text().replace("length", "steps")
     ),
     "eval.csv has 1 games final, summary.json 2": short,
+    "eval.csv has an empty cell": lambda folder: (folder / "eval.csv").write_text(
+        (folder / "eval.csv").read_text().replace(",500,", ",,", 1)
+    ),
     "eval.csv has a mean of": lambda folder: (folder / "eval.csv").write_text(
         (folder / "eval.csv").read_text().replace("120.0", "12.0")
     ),
@@ -604,6 +615,44 @@ def test_the_curve_of_an_a_a_arm_lies_beside_those_of_each_criterion(tmp_path, d
     conclude(tmp_path / "runs")
     (training,) = (labels for name, labels in shown.items() if name.startswith("training"))
     assert training == [["dense", "rate 0.5", "A/A"]] * 2
+
+
+def test_a_curve_of_one_seed_does_not_lie_beside_a_mean_of_three_and_the_page_says_so(tmp_path, drawn, monkeypatch):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1[:2], "l1-0.1": L1[:1], "none-fork1": DENSE[:1]})
+    save, shown = figures.save, {}
+
+    def save_and_look(figure, out, name):
+        shown[name] = [line.get_label() for line in figure.axes[0].lines if len(line.get_xdata()) == figures.GRID]
+        save(figure, out, name)
+
+    monkeypatch.setattr(figures, "save", save_and_look)
+    conclude(tmp_path / "runs")
+    (training,) = (labels for name, labels in shown.items() if name.startswith("training"))
+    assert training == ["dense", "rate 0.5"]
+    told = "curves of DQN, SpaceInvadersNoFrameskip-v4, A/A, l1-0.1: fewer than half of the seeds of another arm"
+    assert told in (tmp_path / "report of runs" / "index.html").read_text()
+
+
+def test_a_legend_is_no_wider_than_its_figure(tmp_path, drawn, monkeypatch):
+    study(tmp_path / "runs", {arm: L1[:1] for arm in ("none", "l1-0.5", "random-0.5", "l1-structured-0.5", "none-fork1")})
+    study(tmp_path / "runs", {"l1-0.5": L1[:1]}, prune_cuts=8)
+    save, widths = figures.save, {}
+
+    def save_and_look(figure, out, name):
+        save(figure, out, name)
+        widths[name] = [legend.get_window_extent().width / figure.bbox.width for legend in figure.legends]
+
+    monkeypatch.setattr(figures, "save", save_and_look)
+    conclude(tmp_path / "runs")
+    assert len(widths["return_against_rate"]) == 1 and max(share for of_figure in widths.values() for share in of_figure) <= 1
+
+
+def test_removed_units_without_a_dense_run_have_no_figure_of_bytes(tmp_path, drawn):
+    study(tmp_path / "runs", {"l1-structured-0.3": L1[:1], "l1-structured-0.5": L1[:1]})
+    conclude(tmp_path / "runs")
+    out = tmp_path / "report of runs"
+    assert not (out / "bytes.png").exists()
+    assert "bytes on disk of DQN, SpaceInvadersNoFrameskip-v4: units were removed" in (out / "index.html").read_text()
 
 
 def test_health_by_arm_and_moment_has_a_section_of_its_own_where_it_was_measured(tmp_path, drawn):
