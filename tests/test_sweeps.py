@@ -268,7 +268,7 @@ def test_where_not_even_one_run_fits_the_sweep_says_what_is_needed_and_jobs_over
     monkeypatch.setattr(plan_sweep, "cores", lambda: 8)
     # a run takes 1 GB, and DQN's buffer 1M * 7,061 bytes
     with pytest.raises(
-        OSError, match=r"one run needs about 8.1 GB of memory, .* has 4.0 GB: take a smaller --buffer-size; JOBS=1"
+        OSError, match=r"one run needs about 9.5 GB of memory, .* has 4.0 GB: take a smaller --buffer-size; JOBS=1"
     ):
         plan("dqn", "--no-cuda")
     assert capsys.readouterr().out == ""
