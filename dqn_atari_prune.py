@@ -70,7 +70,7 @@ class Args:
     checkpoint_minutes: float = 10.0
     """minutes between checkpoints, at least 0; 0: only at a dense run's cut and on a signal; never shapes a result"""
     fork_from: str | None = None
-    """run folder of a dense run: start at its cut, with the same options but for those of pruning; --prune-at is the same"""
+    """run folder of a dense run, to start at its cut; only options of pruning may differ, and --prune-at may not"""
     fork_seed: int | None = None
     """with --fork-from: new random numbers from the cut on; with --prune-type none as well, the run is the A/A control"""
     until_cut: bool = False
@@ -83,7 +83,7 @@ class Args:
     prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
     """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
-    """share to remove, in [0, 1): round(rate * n) of the n entries of each tensor (global, erk: of all) or units of a layer"""
+    """share to remove, in [0, 1), rounded: of each tensor's entries (global, erk: of all), or of each layer's units"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_cuts: int = 1

@@ -36,7 +36,7 @@ LATENCY = r"us_(\d+)x(\d+)"
 
 @dataclass
 class Args:
-    csvs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="CSV...")]
+    csvs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="CSV...", help_behavior_hint="(required)")]
     """files that evals.efficiency wrote"""
     figure: Path | None = None
     """PNG or SVG: bytes on disk and latency against sparsity"""

@@ -31,7 +31,7 @@ runs with the default options (the number of evaluation games is free). Yes mean
 -{100 * MARGIN:g} %, which is a one-sided test at 2.5 %; no means that it lies below. There is no answer with fewer than
 {MIN_SEEDS} seeds, where the interval of the dense return reaches down to what no skill scores, or where no positive control
 (a plain cut at a rate of {CONTROLS:g} or more) shows a loss. Without such a control, another arm must show one. Everything
-else is exploratory.
+else is exploratory. Until 2026-11-28 the declared quantity was the final network: of older runs, this one was chosen later.
 
 Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense, or of a plain cut, have
 Fieller's interval, which allows for that mean being measured too. The exploratory comparisons of a study have simultaneous

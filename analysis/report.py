@@ -52,12 +52,12 @@ MANIFEST = "report_files.txt"
 
 @dataclass
 class Args:
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)")]
     """run folders, or folders that hold them at any depth"""
     out: Path = Path("report")
     """folder to write: new, empty, or that of an earlier report; only files that a report wrote are replaced or deleted"""
     window: int = 50
-    """games of the moving mean of the training return, and logged rows of that of the losses, at least 1"""
+    """length of the moving means, at least 1: in games for the return, in logged rows for the losses"""
     no_skill: Path = NO_SKILL
     """CSV file of evals.no_skill; a game that is not in it gets no declared answer"""
     track: bool = False

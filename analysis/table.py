@@ -30,7 +30,7 @@ FORMATS = {
 
 @dataclass
 class Args:
-    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)")]
     """run folders"""
 
 

@@ -41,7 +41,7 @@ ROUNDS = 10
 
 @dataclass
 class Args:
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)")]
     """folders of finished runs"""
     calls: int = 200
     """timed forward passes of each form, batch size and number of threads, a multiple of 10; all forms in turn"""
