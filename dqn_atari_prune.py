@@ -70,7 +70,7 @@ class Args:
     checkpoint_minutes: float = 10.0
     """minutes between checkpoints, at least 0; 0: only at a dense run's cut and on a signal; never shapes a result"""
     fork_from: str | None = None
-    """run folder of a dense run, to start at its cut; only options of pruning may differ, and --prune-at may not"""
+    """run folder of a dense run, to start at its cut; options of pruning may differ, but --prune-at may not"""
     fork_seed: int | None = None
     """with --fork-from: new random numbers from the cut on; with --prune-type none as well, the run is the A/A control"""
     until_cut: bool = False
@@ -83,7 +83,7 @@ class Args:
     prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
     """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
-    """share to remove, in [0, 1), rounded: of each tensor's entries (global, erk: of all), or of each layer's units"""
+    """share to remove, in [0, 1): round(rate * n) of each tensor's n entries (global, erk: of all) or each layer's n units"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_cuts: int = 1
@@ -140,9 +140,9 @@ class Args:
         check(0 <= self.end_e <= 1, "end_e", "lie in [0, 1]", self.end_e)
         check(0 <= self.eval_epsilon <= 1, "eval_epsilon", "lie in [0, 1]", self.eval_epsilon)
         check(0 < self.exploration_fraction <= 1, "exploration_fraction", "lie in (0, 1]", self.exploration_fraction)
-        updates = crossings(self.learning_starts, self.num_iterations * self.num_envs, self.train_frequency)
-        rule = f"be at least --num-envs ({self.num_envs}) and before the last gradient update ({self.total_timesteps} steps)"
-        check(self.num_envs <= self.learning_starts and updates > 0, "learning_starts", rule, self.learning_starts)
+        last = self.num_iterations * self.num_envs // self.train_frequency * self.train_frequency
+        rule = f"be at least --num-envs ({self.num_envs}) and below the step of the last gradient update ({last})"
+        check(self.num_envs <= self.learning_starts < last, "learning_starts", rule, self.learning_starts)
         least = max(self.batch_size, MIN_SLOTS * self.num_envs)
         most = memory_bytes(self.cuda) // TRANSITION_BYTES
         rule = f"hold a minibatch and {MIN_SLOTS} transitions per game ({least}), and fit into the memory here ({most})"
@@ -268,7 +268,7 @@ def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) ->
     for index, (name, (layer, _)) in enumerate(hidden_layers(network).items()):
         weight = layer.weight.detach().float().cpu().contiguous()
         n = min(round(rate * len(weight)), len(weight) - 1)
-        with seeded(seed + index):  # RandomStructured has the same draws, but removes more where two of them are equal
+        with seeded(seed + index):  # the draws of prune.RandomStructured, which removes too many units where draws are tied
             scores = weight if prune_type == "l1-structured" else torch.rand(len(weight), 1)
         kept[name] = prune.LnStructured(n, n=1, dim=0).compute_mask(scores, torch.ones_like(scores)).flatten(1).any(dim=1)
     return kept

@@ -67,7 +67,7 @@ class Args:
     checkpoint_minutes: float = 10.0
     """minutes between checkpoints, at least 0; 0: only at a dense run's cut and on a signal; never shapes a result"""
     fork_from: str | None = None
-    """run folder of a dense run, to start at its cut; only options of pruning may differ, and --prune-at may not"""
+    """run folder of a dense run, to start at its cut; options of pruning may differ, but --prune-at may not"""
     fork_seed: int | None = None
     """with --fork-from: new random numbers from the cut on; with --prune-type none as well, the run is the A/A control"""
     until_cut: bool = False
@@ -80,7 +80,7 @@ class Args:
     prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
     """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
-    """share to remove, in [0, 1), rounded: of each tensor's entries (global, erk: of all), or of each layer's units"""
+    """share to remove, in [0, 1): round(rate * n) of each tensor's n entries (global, erk: of all) or each layer's n units"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_cuts: int = 1
@@ -147,8 +147,8 @@ class Args:
         check(rollout % self.num_minibatches == 0, "num_minibatches", rule, self.num_minibatches)
         rule = "leave at least two agent steps per minibatch, with --norm-adv"
         check(self.num_minibatches < rollout or not self.norm_adv, "num_minibatches", rule, self.num_minibatches)
-        most = memory_bytes(self.cuda) // (4 * 84 * 84 * 4)  # stacks of frames in fp32
-        check(rollout <= most, "num_steps", f"make a rollout that fits into the memory here ({most} steps)", self.num_steps)
+        most = memory_bytes(self.cuda) // (4 * 84 * 84 * 4)  # stacks of 4 frames in fp32, the widest precision
+        check(rollout <= most, "num_steps", f"make a rollout ({rollout}) that fits into memory here ({most})", self.num_steps)
         rule = f"hold one rollout ({rollout} agent steps)"
         check(self.total_timesteps >= rollout, "total_timesteps", rule, self.total_timesteps)
 
@@ -280,7 +280,7 @@ def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) ->
     for index, (name, (layer, _)) in enumerate(hidden_layers(network).items()):
         weight = layer.weight.detach().float().cpu().contiguous()
         n = min(round(rate * len(weight)), len(weight) - 1)
-        with seeded(seed + index):  # RandomStructured has the same draws, but removes more where two of them are equal
+        with seeded(seed + index):  # the draws of prune.RandomStructured, which removes too many units where draws are tied
             scores = weight if prune_type == "l1-structured" else torch.rand(len(weight), 1)
         kept[name] = prune.LnStructured(n, n=1, dim=0).compute_mask(scores, torch.ones_like(scores)).flatten(1).any(dim=1)
     return kept

@@ -3,7 +3,7 @@
 
 Needs run folders and prune_utils alone:
 
-    design.py       what is declared in advance: options, contrast, quantities, positive controls
+    design.py       what is declared: options, contrast, quantities, positive controls
     no_skill.py     what no skill scores
     runs.py         run folders, read and checked
     studies.py      which runs are compared with which

@@ -1,4 +1,4 @@
-"""What is declared in advance: options, contrast and quantity of each algorithm, and what an answer takes."""
+"""What is declared: options, contrast and quantity of each algorithm, and what an answer takes."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ DESIGN = {"dqn": COMMON | DQN, "ppo": COMMON | PPO}
 MEASURING = {"eval_episodes"}
 """options of the design that change how well a run is measured, and nothing about its training"""
 DECLARED = "l1-0.5"
-"""the arm of each algorithm that is declared in advance; every other comparison is exploratory"""
+"""the arm of each algorithm that is declared; every other comparison is exploratory"""
 QUANTITIES = {"after_cut": "return after the cut", "late": "late return", "final": "final network", "shock": "shock"}
 """what is compared; the declared contrast is of the first"""
 BINS = 10

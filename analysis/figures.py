@@ -88,8 +88,8 @@ def draw(studies: list[Study], out: Path, window: int, no_skill: dict[str, NoSki
             if not curves(study, styles, LOSSES[study.first.algorithm], out, f"losses_{study.slug}", window, None):
                 left_out.append(f"losses of {study.label}: none were logged")
             curves(study, styles, HEALTH, out, f"health_{study.slug}", 1, {})
-            few = [arm.label for arm in study.arms if arm.kind != "small" and arm not in with_curves(study)]
-            if few:
+            shown = with_curves(study)
+            if few := [arm.label for arm in study.arms if arm.kind != "small" and arm not in shown]:
                 left_out.append(f"curves of {study.label}, {', '.join(few)}: fewer than half of the seeds of another arm")
         if not sparsity(studies, styles, out):
             left_out.append("sparsity: no run was pruned")
@@ -426,22 +426,23 @@ def steps_axis(ax, study: Study) -> None:
 
 
 def with_curves(study: Study) -> list[Arm]:
-    """The arms whose curves are drawn: beside a mean of many seeds, one of few would show how seeds differ and not arms."""
-    most = max(len(arm.runs) for arm in study.arms)
-    return [arm for arm in study.arms if arm.kind != "small" and 2 * len(arm.runs) >= most]
+    """The arms whose curves are drawn: those with at least half as many seeds as any other, so that means can be compared."""
+    arms = [arm for arm in study.arms if arm.kind != "small"]
+    most = max((len(arm.runs) for arm in arms), default=0)
+    return [arm for arm in arms if 2 * len(arm.runs) >= most]
 
 
 def curves(
     study: Study, styles: dict, tags: dict[str, str], out: Path, name: str, window: int, no_skill: dict[str, NoSkill] | None
 ) -> bool:
-    """A row of facets per tag, a column per criterion, the A/A arms in each; False where there is nothing to draw.
-
-    The arms are those of `with_curves`.
+    """A row of facets per tag, a column per criterion, of the arms of `with_curves`, the A/A arms in each; False where there is
+    nothing to draw.
 
     Returns have the lines of no skill; losses (no_skill is None) have the values themselves too, faint.
     """
     arms_shown, raw = with_curves(study), no_skill is None
     columns = {name: [arm for arm in arms if arm in arms_shown] for name, arms in study.by_criterion().items()}
+    columns = {name: arms for name, arms in columns.items() if any(arm.rate for arm in arms)} or {"none": arms_shown[:1]}
     smooth = {(arm, tag): mean_curve(arm, tag, window) for arm in arms_shown for tag in tags}
     values = {(arm, tag): mean_curve(arm, tag, 1) for arm in arms_shown for tag in tags} if raw else smooth
     tags = {tag: label for tag, label in tags.items() if any(np.isfinite(values[arm, tag]).any() for arm in arms_shown)}

@@ -26,12 +26,13 @@ the end; they are of one network, which may play far better or worse than the ru
 after the cut against the one before it. An arm of several cuts is evaluated after its last one: its shock has what it learned
 since the first in it. Its return after the cut is from the first one on.
 
-Declared in advance, for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in
+Declared for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in
 runs with the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above
 -{100 * MARGIN:g} %, which is a one-sided test at 2.5 %; no means that it lies below. There is no answer with fewer than
 {MIN_SEEDS} seeds, where the interval of the dense return reaches down to what no skill scores, or where no positive control
 (a plain cut at a rate of {CONTROLS:g} or more) shows a loss. Without such a control, another arm must show one. Everything
-else is exploratory. Until 2026-11-28 the declared quantity was the final network: of older runs, this one was chosen later.
+else is exploratory. Until 2026-11-28 the declared quantity was the final network. For runs made before
+that day, return after the cut was chosen later.
 
 Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense, or of a plain cut, have
 Fieller's interval, which allows for that mean being measured too. The exploratory comparisons of a study have simultaneous
@@ -127,7 +128,7 @@ def first_screen(answers: list[tuple[Study, Answer]], floors: list[str], figures
         if (file := figures / f"headline_{study.slug}.png").is_file():
             pictures += figure(file, HEADLINE.format(label=study.label))
     told = "".join(f"<p class=floor>{html.escape(sentence)}</p>" for sentence in floors)
-    question = f"<p class=floor>Declared in advance: {html.escape(QUESTION)}</p>"
+    question = f"<p class=floor>Declared question: {html.escape(QUESTION)}</p>"
     return f"<h1>{TITLE}</h1>{question}<div class=answers>{boxes}</div>{told}<div class=headlines>{pictures}</div>"
 
 
@@ -154,7 +155,7 @@ def page(
         files = sorted([*figures.glob(f"{kind}.png"), *figures.glob(f"{kind}_*.png")])
         parts += [figure(file, caption.format(window=window)) for file in files]
     if left_out:
-        parts.append(f"<p>Left out, for there is nothing in them:</p>{listed(left_out)}")
+        parts.append(f"<p>Left out:</p>{listed(left_out)}")
     if "health" in tables:
         parts.append(f"<h2>Inside the network</h2><p>{INSIDE}</p>{wide(tables['health'])}")
         parts += [figure(file, "Health over the training.") for file in sorted(figures.glob("health_*.png"))]

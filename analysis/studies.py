@@ -142,7 +142,7 @@ class Study:
 
     @property
     def declares(self) -> bool:
-        """Whether it is the study that was declared in advance, whatever else the report is of."""
+        """Whether it is the study that was declared, whatever else the report is of."""
         return not self.off_design.keys() - MEASURING
 
     @property

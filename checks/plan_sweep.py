@@ -33,8 +33,10 @@ REFUSED |= {"overwrite": "arms would fork from a run that starts anew; take anot
 SET_BY_SWEEP = ("runs_dir", "env_id", "seed", "num_threads", "prune_type", "prune_rate", "prune_cuts", "fork_from", "fork_seed")
 CUTS = 8
 """of a gradual arm"""
-RUN_BYTES, BUFFERS = 1.0e9, 1.2
-"""peak memory of a run: of the default number of games, and in replay buffers; results/study has 9.2 to 9.5 GB at 7.06 GB"""
+RUN_BYTES = 1.0e9
+"""memory of a run of the default number of games, beside its replay buffer"""
+BUFFER_FACTOR = 1.2
+"""peak memory per byte of replay buffer: the DQNs of results/study peak at 9.2 to 9.5 GB, with a buffer of 7.06 GB"""
 RUNS_PER_GPU = 8
 SPEEDS = Path(__file__).resolve().parents[1] / "results" / "cpu_speed_bf16.json"
 
@@ -167,7 +169,7 @@ def plan(algorithm: str, options: list[str]) -> None:
     dense = [(run, name) for run, name in runs if run.fork_from is None]
 
     buffer = args.buffer_size * dqn_atari_prune.TRANSITION_BYTES if algorithm == "dqn" else 0
-    per_run = RUN_BYTES + BUFFERS * buffer
+    per_run = RUN_BYTES + BUFFER_FACTOR * buffer
     free, total = torch.cuda.mem_get_info() if gpus else memory()
     too_small = total < per_run and not (jobs or gpus or dry_run)
     places = max(1, gpus)  # with that much free memory each

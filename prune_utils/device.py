@@ -238,9 +238,9 @@ class FoldedConv2d(nn.Conv2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        down, across = self.stride
         if self.out_channels == 1:  # in bf16, oneDNN leaves a folded kernel of one channel to code that refuses its layout
             return super().forward(x)
+        down, across = self.stride
 
         def fold(x: torch.Tensor) -> torch.Tensor:
             return x.unflatten(3, (-1, across)).movedim(4, 1).flatten(1, 2)

@@ -186,7 +186,7 @@ def load_checkpoint(path: Path) -> dict | None:
 
     Raises OSError where there are files but no good one.
     """
-    found = [file for file in (path, path.with_stem(path.stem + "_previous")) if os.path.exists(file)]
+    found = [file for file in (path, path.with_stem(path.stem + "_previous")) if file.exists()]
     for file in found:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -237,7 +237,7 @@ class Run:
         itself = self.parent and self.parent.resolve() == self.folder.resolve()
         check(not itself, "fork_from", "be another folder than the run's own", self.parent)
         if self.parent and not finished and not resumes:
-            self.checkpoint = load_checkpoint(self.parent / "prune_point.pt")
+            self.checkpoint = load_checkpoint(self.parent / "prune_point.pt") if os.path.isdir(self.parent) else None
             check(bool(self.checkpoint), "fork_from", "be the folder of a dense run that has reached its cut", self.parent)
         self.describe((self.checkpoint or previous).get("resolved", {}))
         if self.checkpoint:

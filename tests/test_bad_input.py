@@ -49,8 +49,8 @@ BOTH = [
 DQN = [
     ("buffer_size", 31, "hold a minibatch and 8 transitions per game (64)"),
     ("buffer_size", 10**12, "fit into the memory here"),
-    ("learning_starts", 2_000_000, "before the last gradient update (2000000 steps)"),
-    ("learning_starts", 7, "be at least --num-envs (8) and before"),
+    ("learning_starts", 2_000_000, "below the step of the last gradient update (2000000)"),
+    ("learning_starts", 7, "be at least --num-envs (8) and below"),
     ("batch_size", 0, "be at least 1"),
     ("train_frequency", 0, "be at least 1"),
     ("target_network_frequency", 0, "be at least 1"),
@@ -64,7 +64,7 @@ PPO = [
     ("num_minibatches", 1024, "leave at least two agent steps per minibatch, with --norm-adv"),
     ("total_timesteps", 1023, "hold one rollout (1024 agent steps)"),
     ("num_steps", 0, "be at least 1"),
-    ("num_steps", 10**9, "fits into the memory here"),
+    ("num_steps", 10**9, "fits into memory here"),
     ("update_epochs", 0, "be at least 1"),
     ("gae_lambda", -0.5, "lie in [0, 1]"),
     ("clip_coef", 0.0, "be above 0"),
@@ -75,10 +75,10 @@ PPO = [
 CASES = [(a, *case) for a in ("dqn", "ppo") for case in BOTH] + [("dqn", *c) for c in DQN] + [("ppo", *c) for c in PPO]
 
 
-@pytest.mark.parametrize("options", [{"total_timesteps": 80_007}, {"train_frequency": 3_000_000}])
-def test_a_dqn_that_would_end_without_a_gradient_update_is_refused(options):
+@pytest.mark.parametrize(("options", "last"), [({"total_timesteps": 80_007}, 80_000), ({"train_frequency": 3_000_000}, 0)])
+def test_a_dqn_that_would_end_without_a_gradient_update_is_refused(options, last):
     # 80,007 steps of 8 games are 80,000, which is when learning starts; the first multiple of 3M is after the end
-    with pytest.raises(UserError, match=r"--learning-starts must .* before the last gradient update"):
+    with pytest.raises(UserError, match=rf"--learning-starts must .* below the step of the last gradient update \({last}\)"):
         SCRIPTS["dqn"].Args(**options)
 
 

@@ -618,18 +618,19 @@ def test_the_curve_of_an_a_a_arm_lies_beside_those_of_each_criterion(tmp_path, d
 
 
 def test_a_curve_of_one_seed_does_not_lie_beside_a_mean_of_three_and_the_page_says_so(tmp_path, drawn, monkeypatch):
-    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1[:2], "l1-0.1": L1[:1], "none-fork1": DENSE[:1]})
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1[:2], "l1-0.1": L1[:1], "none-fork1": DENSE[:1], "random-0.5": L1[:1]})
+    study(tmp_path / "runs", {"none": [100.0] * 7}, width=0.5)  # small networks have no curves and do not count
     save, shown = figures.save, {}
 
     def save_and_look(figure, out, name):
-        shown[name] = [line.get_label() for line in figure.axes[0].lines if len(line.get_xdata()) == figures.GRID]
+        shown[name] = [[line.get_label() for line in ax.lines if len(line.get_xdata()) == figures.GRID] for ax in figure.axes]
         save(figure, out, name)
 
     monkeypatch.setattr(figures, "save", save_and_look)
     conclude(tmp_path / "runs")
     (training,) = (labels for name, labels in shown.items() if name.startswith("training"))
-    assert training == ["dense", "rate 0.5"]
-    told = "curves of DQN, SpaceInvadersNoFrameskip-v4, A/A, l1-0.1: fewer than half of the seeds of another arm"
+    assert training == [["dense", "rate 0.5"]]
+    told = "curves of DQN, SpaceInvadersNoFrameskip-v4, A/A, l1-0.1, random-0.5: fewer than half of the seeds of another arm"
     assert told in (tmp_path / "report of runs" / "index.html").read_text()
 
 
