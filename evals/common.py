@@ -47,6 +47,14 @@ class Args:
     """CSV file of the games; None is a name made of the options and the model's file, beside the model"""
 
 
+def check_out(option: str, *files: Path) -> None:
+    """Raise UserError unless each file can be written and is none that a run wrote into its folder; the first one is named."""
+    for file in files:
+        check_file(option, file)
+        own = file.name in {*OWN_FILES, *WANDB_FILES, "config.json", ".lock"} and bool(read_config(file.resolve().parent))
+        check(not own, option, "not name a file that the run itself wrote", files[0])
+
+
 def folder_of(model: Path) -> Path:
     return model if model.is_dir() else model.parent
 
@@ -95,12 +103,8 @@ def run(
     out = args.out or folder_of(args.model) / f"{'_'.join(parts)}.csv"
     torch.set_flush_denormal(True)  # as in training; threads that torch starts in `load` inherit it
     network, env_id = load(args.model, network_class, args.env_id)
-    check_file("out", out)
+    check_out("out", out, *[out.with_suffix(".mp4")] * args.capture_video)
     check(not args.capture_video or out.suffix != ".mp4", "out", "not end in .mp4, as the video does", out)
-    names = {out.name, *([out.with_suffix(".mp4").name] if args.capture_video else [])}
-    of_a_run = out.resolve().parent == folder_of(args.model).resolve() and bool(recorded_options(args.model))
-    own = of_a_run and not names.isdisjoint({*OWN_FILES, *WANDB_FILES, "config.json", ".lock"})
-    check(not own, "out", "not name a file that the run itself wrote", out)
 
     tensors = prunable(network, args.prune_bias, args.prune_head)
     masks = make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, derive_seed(args.seed, "mask"))

@@ -27,11 +27,11 @@ import torch.nn as nn
 import tyro
 
 from dqn_atari_prune import QNetwork
-from evals.common import load
+from evals.common import check_out, load
 from evals.export import check_installed, onnx_bytes, onnx_network, without_dead_units
 from ppo_atari_prune import Agent
 from prune_utils import storage
-from prune_utils.basics import UserError, check, check_file, exit_codes, say
+from prune_utils.basics import UserError, check, exit_codes, say
 from prune_utils.device import cores, device_name, low_precision, true_fp32, uses_cuda
 from prune_utils.evaluation import multiply_adds
 
@@ -166,7 +166,7 @@ def main() -> None:
         args = tyro.cli(Args, prog="python -m evals.efficiency", description=__doc__)
         check(args.calls >= ROUNDS and args.calls % ROUNDS == 0, "calls", f"be a multiple of {ROUNDS}", args.calls)
         if args.csv:
-            check_file("csv", args.csv)
+            check_out("csv", args.csv)
         if not args.runs:
             raise UserError("RUN must be at least one run folder, got none")
         runs = {folder: read(folder) for folder in args.runs}  # a wrong folder is told before minutes of measuring

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 import tyro
 
 from dqn_atari_prune import QNetwork
-from evals.common import load
+from evals.common import check_out, load
 from ppo_atari_prune import Agent
-from prune_utils.basics import UserError, check_file, exit_codes, say, write_atomically
+from prune_utils.basics import UserError, exit_codes, say, write_atomically
 from prune_utils.device import FoldedConv2d
 from prune_utils.games import AtariGames
 from prune_utils.shrink import hidden_layers, remove_units
@@ -127,7 +127,7 @@ def main() -> None:
     with exit_codes():
         args = tyro.cli(Args, prog="python -m evals.export", description=__doc__)
         check_installed()
-        check_file("out", args.out)
+        check_out("out", args.out)
         try:
             network_class = Agent if "actor.weight" in load_weights(args.model) else QNetwork
         except Exception:  # `load` says what is wrong with it

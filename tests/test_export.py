@@ -27,6 +27,8 @@ def test_the_file_of_a_smaller_network_has_its_outputs_by_name(algorithm, names,
     folder = small_run(algorithm, "short", **(SHORT[algorithm] | {"prune_type": "l1-structured", "prune_rate": 0.5}))
     assert run(monkeypatch, folder, "--out", tmp_path / "a.onnx") == 0
     assert "of the largest from PyTorch's on 100 stacks" in capsys.readouterr().out.splitlines()[-1]
+    assert run(monkeypatch, folder, "--out", folder / "model.pt") == 2  # and the network below is still there
+    assert "--out must not name a file that the run itself wrote" in capsys.readouterr().err
     data = (tmp_path / "a.onnx").read_bytes()
     graph = onnx.load_model_from_string(data).graph
     assert [node.name for node in graph.input] == ["frames"] and [node.name for node in graph.output] == names
