@@ -8,6 +8,7 @@ phase one end in --until-cut.
 """
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -117,7 +118,7 @@ def line(run, dense: str, script: str, options: list[str], until_cut: bool = Fal
     elif run.prune_cuts == 1:
         values["prune_cuts"] = None
     flags = [(f"--{option.replace('_', '-')}", str(value)) for option, value in values.items() if value is not None]
-    command = [sys.executable, script, *(word for flag in flags for word in flag), *options, *["--until-cut"] * until_cut]
+    command = [sys.executable, script, *options, *(word for flag in flags for word in flag), *["--until-cut"] * until_cut]
     return f"{name} {dense} {shlex.join(command)}"
 
 
@@ -184,10 +185,15 @@ def plan(algorithm: str, options: list[str]) -> None:
     rate, source = speed(algorithm, args, bf16)
     hours = "hours unknown: no speed has been measured here"
     if rate:
-        minutes = in_all / rate / jobs / 60
+        longest = math.ceil(len(dense) / jobs) * cut + math.ceil(len(runs) / jobs) * (steps - cut)  # steps one after another
+        minutes = longest / rate / 60
         hours = f"about {minutes / 60:.1f} hours {source}" if minutes >= 60 else f"about {minutes:.0f} minutes {source}"
-    disk = (len(dense) + 2 * jobs) * (30e6 + buffer / 20)  # frames of SpaceInvaders compress 20-fold and more
+    at_once = min(jobs, len(runs))
+    checkpoint = 30e6 + buffer / 20  # frames of SpaceInvaders compress 20-fold and more
+    disk = (3 * len(dense) + 2 * at_once) * checkpoint + 11e6 * len(runs)  # prune points and two checkpoints; models
     existing = next(path for path in (Path(args.runs_dir), *Path(args.runs_dir).absolute().parents) if path.exists())
+    if not dry_run and not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise UserError(f"RUNS_DIR must be a folder that can be written, got {args.runs_dir}")
     rates = " ".join(f"{rate:g}" for rate in matrix["prune_rate"])
     matrix_in_words = f"seeds {' '.join(map(str, matrix['seed']))}; {' '.join(matrix['prune_type'])} at {rates}"
     unstructured = " ".join(kind for kind in matrix["prune_type"] if not kind.endswith("-structured"))
@@ -197,7 +203,7 @@ def plan(algorithm: str, options: list[str]) -> None:
         f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "
         "phase one are the commands that end in --until-cut, phase two all others; "
         f"{jobs} side by side, threads {args.num_threads}; {hours}; "
-        f"memory {jobs * per_run / 1e9:.1f} GB of {places * free / 1e9:.1f} GB, "
+        f"memory {at_once * per_run / 1e9:.1f} GB of {places * free / 1e9:.1f} GB, "
         f"disk {disk / 1e9:.1f} GB of {shutil.disk_usage(existing).free / 1e9:.0f} GB",
         error=True,
     )

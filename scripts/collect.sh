@@ -7,6 +7,8 @@ set -euo pipefail
 [[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 (($# > 1)) || { sed -n '2,/^set/s/^# //p' "$0" >&2 && exit 2; }
 
+[[ ! -e $1/config.json ]] || { echo "error: $1 is a run, and no folder for copies" >&2 && exit 2; }
+
 files=(config.json eval.csv curves.csv.gz summary.json) # in this order: a copy with a summary is whole
 for run in "${@:2}"; do
   [[ -d $run ]] || { echo "error: no such run folder: $run" >&2 && exit 2; }

@@ -5,15 +5,16 @@
 # The second array starts when every dense run has ended. An arm whose dense run failed fails too; the others are trained.
 # A job that is preempted, requeued or out of time writes a checkpoint and resumes when it is started again. Submit the same
 # command again for what failed; nothing is repeated.
-# Environment variables: SBATCH (options of every sbatch), RUNS_DIR (on a disk that all nodes share) and those of the sweep,
-# which scripts/sweep.sh --help lists.
+# Environment variables: SBATCH (options of every sbatch), RUNS_DIR (on a disk that all nodes share), DRY_RUN (1 prints the
+# commands and submits nothing) and the others of the sweep, which scripts/sweep.sh --help lists.
 set -euo pipefail
-[[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
+[[ " $* " != *" --help "* && " $* " != *" -h "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 (($# > 0)) || { sed -n '2,/^set/s/^# //p' "$0" >&2 && exit 2; }
 cd "$(dirname "$0")/.."
 
 export RUNS_DIR=${RUNS_DIR:-runs}
 commands=$(DRY_RUN=1 "$@")
+[[ ${DRY_RUN:-0} != 1 ]] || { echo "$commands" && exit; }
 mkdir -p "$RUNS_DIR"
 list=$(mktemp "$RUNS_DIR/slurm-XXXXXX.txt")
 echo "$commands" >"$list"

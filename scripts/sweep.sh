@@ -15,7 +15,7 @@
 # Exit codes: 0 all runs are finished, 1 some failed, 2 invalid options or variables, 143 stopped by SIGTERM or Ctrl-C.
 set -euo pipefail
 trap '' PIPE # output that nobody reads ends no training
-[[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
+[[ " $* " != *" --help "* && " $* " != *" -h "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 cd "$(dirname "$0")/.."
 
 export RUNS_DIR=${RUNS_DIR:-runs} GPUS
@@ -76,7 +76,7 @@ report() {
   local -A finished=() failed=() waits=()
   all=$(wc -l <<<"$to_end")
   while read -r event name rest; do
-    [[ $event != finished ]] || { finished[$name]=1 && rest="(${#finished[@]} of $all)"; }
+    [[ $event != finished ]] || { finished[$name]=1 && rest="(${#finished[@]} of $all)" && unset "failed[$name]"; }
     [[ $event != failed ]] || failed[$name]=1
     [[ $event != paused ]] || rest="at its cut"
     [[ $event == waiting && -n ${waits[$rest]:-} ]] || echo "$event $name${rest:+ $rest}" 2>/dev/null || true

@@ -125,6 +125,15 @@ def test_a_second_array_that_slurm_refuses_is_a_failure(tmp_path):
     assert done.returncode == 3 and done.stdout == "dense runs to their cuts: job 7\n"
 
 
+def test_a_dry_run_on_slurm_prints_the_commands_and_submits_nothing(tmp_path):
+    (tmp_path / "sbatch").write_text("#!/usr/bin/env bash\ntouch submitted\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    words = [str(ROOT / "scripts" / "slurm.sh"), "bash", "-c", "echo 'a --until-cut'; echo b"]
+    done = bash(*words, PATH=f"{tmp_path}:{os.environ['PATH']}", RUNS_DIR=str(tmp_path / "runs"), DRY_RUN="1", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == "a --until-cut\nb\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["sbatch"] and not (ROOT / "submitted").exists()
+
+
 # ---------------------------------------------------------------------------------------------------------------- collect
 def collect(*words) -> subprocess.CompletedProcess:
     return bash(str(ROOT / "scripts" / "collect.sh"), *map(str, words))
@@ -144,6 +153,8 @@ def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_t
     assert all(data == (run / name).read_bytes() for name, data in one.items())
     assert [path.name for path in (tmp_path / "one").iterdir()] == [run.name]
     assert collect().returncode == 2
+    done = collect(run, run)  # the folder for copies was forgotten
+    assert done.returncode == 2 and done.stderr == f"error: {run} is a run, and no folder for copies\n"
     bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / "three"), ".", cwd=run)  # the run that one stands in
     assert collect(tmp_path / "four", tmp_path / "three" / run.name).returncode == 0  # what was collected before
     assert (tmp_path / "four" / run.name / "curves.csv.gz").exists()

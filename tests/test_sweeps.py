@@ -231,6 +231,35 @@ def test_a_tracked_sweep_ends_with_the_command_for_its_dashboard_whether_or_not_
         assert (done.returncode, ends) == (code, bool(command)), done.stdout + done.stderr
 
 
+def test_the_threads_of_a_sweep_are_those_that_its_names_tell(tmp_path):
+    printed = run("ppo", "--num-threads", "0", DRY_RUN="1", RUNS_DIR=str(tmp_path))  # 0: the sweep decides
+    parsed = runs_of("ppo", printed.stdout)
+    assert all(args.num_threads >= 1 and f"num_threads-{args.num_threads}" in args.run_name for args in parsed)
+
+
+def test_short_help_is_help_and_a_file_is_no_folder_for_runs(tmp_path):
+    assert run("ppo", "-h").stdout == run("ppo", "--help").stdout != ""
+    (tmp_path / "file").touch()
+    refused = run("ppo", RUNS_DIR=str(tmp_path / "file"))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == f"error: RUNS_DIR must be a folder that can be written, got {tmp_path / 'file'}\n"
+
+
+def test_a_dense_run_that_failed_at_its_cut_and_finished_afterwards_is_finished(tmp_path):
+    train = tmp_path / "train"  # it fails when its prune point is written already
+    train.write_text(
+        '#!/usr/bin/env bash\nmkdir -p "$RUNS_DIR/$1" && touch "$RUNS_DIR/$1/prune_point.pt"\n[[ $2 != --until-cut ]]\n'
+    )
+    stub = tmp_path / "python"
+    stub.write_text(f"#!/usr/bin/env bash\nprintf '1 -\\nd d {train} d --until-cut\\nd d {train} d 2\\na d {train} a 2\\n'\n")
+    for path in (train, stub):
+        path.chmod(0o755)
+    done = run("ppo", PYTHON=str(stub), RUNS_DIR=str(tmp_path / "runs"))
+    events = [line.partition(" (exit")[0] for line in done.stdout.splitlines()]
+    assert events[:6] == ["started d", "failed d", "started d", "finished d (1 of 2)", "started a", "finished a (2 of 2)"]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_sweep_that_is_refused_starts_nothing(tmp_path):
     refused = run("ppo", TYPES="foo", RUNS_DIR=str(tmp_path / "runs"))
     assert refused.returncode == 2 and refused.stderr == f"error: TYPES must be words of {' '.join(CRITERIA)}, got foo\n"
@@ -258,9 +287,10 @@ def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"algorithm": "ppo", "options": options, "resolved": {}}))
         (tmp_path / name / "summary.json").write_text(f'{{"time": {{"agent_steps_per_second_while_learning": {rate}}}}}')
-    # 1 dense run of 359,424 steps, 2 arms of 179,200: 717,824, / 100 / 2 side by side / 60 = 60 minutes
+    # 2 side by side: the dense run to its cut at 180,224 of 359,424 steps, then 3 runs of 179,200: two after one another
+    # 180,224 + 2 * 179,200 = 538,624, / 100 / 3,600 = 1.5 hours
     plan("ppo", "--total-timesteps", "360000", RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
-    assert f"about 60 minutes at the speed of 1 finished run of the same network in {tmp_path};" in capsys.readouterr().err
+    assert f"about 1.5 hours at the speed of 1 finished run of the same network in {tmp_path};" in capsys.readouterr().err
 
 
 def test_where_not_even_one_run_fits_the_sweep_says_what_is_needed_and_jobs_overrules_it(monkeypatch, capsys):
