@@ -603,8 +603,8 @@ def test_a_tracked_report_logs_its_figures_and_tables_offline_and_an_untracked_o
     assert run["job_type"] == "report"
 
 
-def test_the_curve_of_an_a_a_arm_lies_beside_those_of_each_criterion(tmp_path, drawn, monkeypatch):
-    study(tmp_path / "runs", {"none": [100.0], "l1-0.5": [90.0], "random-0.5": [80.0], "none-fork1": [104.0]})
+def curves_of_figures(monkeypatch) -> dict[str, list[list[str]]]:
+    """By figure, the labels of the curves in each of its facets, filled while a report is made."""
     save, shown = figures.save, {}
 
     def save_and_look(figure, out, name):
@@ -612,6 +612,12 @@ def test_the_curve_of_an_a_a_arm_lies_beside_those_of_each_criterion(tmp_path, d
         save(figure, out, name)
 
     monkeypatch.setattr(figures, "save", save_and_look)
+    return shown
+
+
+def test_the_curve_of_an_a_a_arm_lies_beside_those_of_each_criterion(tmp_path, drawn, monkeypatch):
+    study(tmp_path / "runs", {"none": [100.0], "l1-0.5": [90.0], "random-0.5": [80.0], "none-fork1": [104.0]})
+    shown = curves_of_figures(monkeypatch)
     conclude(tmp_path / "runs")
     (training,) = (labels for name, labels in shown.items() if name.startswith("training"))
     assert training == [["dense", "rate 0.5", "A/A"]] * 2
@@ -620,13 +626,7 @@ def test_the_curve_of_an_a_a_arm_lies_beside_those_of_each_criterion(tmp_path, d
 def test_a_curve_of_one_seed_does_not_lie_beside_a_mean_of_three_and_the_page_says_so(tmp_path, drawn, monkeypatch):
     study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1[:2], "l1-0.1": L1[:1], "none-fork1": DENSE[:1], "random-0.5": L1[:1]})
     study(tmp_path / "runs", {"none": [100.0] * 7}, width=0.5)  # small networks have no curves and do not count
-    save, shown = figures.save, {}
-
-    def save_and_look(figure, out, name):
-        shown[name] = [[line.get_label() for line in ax.lines if len(line.get_xdata()) == figures.GRID] for ax in figure.axes]
-        save(figure, out, name)
-
-    monkeypatch.setattr(figures, "save", save_and_look)
+    shown = curves_of_figures(monkeypatch)
     conclude(tmp_path / "runs")
     (training,) = (labels for name, labels in shown.items() if name.startswith("training"))
     assert training == [["dense", "rate 0.5"]]
