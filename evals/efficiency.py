@@ -112,7 +112,7 @@ def read(folder: Path) -> tuple[dict, nn.Module]:
     keys = ("algorithm", "env_id", "arm", "prune_type", "effective_prune_rate", "seed", "sparsity")
     try:
         summary = json.loads((folder / "summary.json").read_text())
-        identity = {key: summary[key] for key in keys}
+        identity = {"run": folder.resolve().name} | {key: summary[key] for key in keys}
         network_class = {"dqn": QNetwork, "ppo": Agent}[identity["algorithm"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"RUN must be the folder of a finished run, got {folder}: {type(error).__name__}: {error}") from None

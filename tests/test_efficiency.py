@@ -87,6 +87,7 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_is_what_analysis_cos
     assert {column.split("x")[0] for column in timed} == {"us_1", "us_64"} and list(costs.latencies(table)) == timed
     for folder, (_, rows) in zip(folders, table.groupby("arm", sort=False), strict=True):
         saved, row = summary(folder), rows.set_index("form").to_dict("index")
+        assert set(rows.run) == {folder.name}
         assert row["packed"]["file_bytes"] == (folder / "model_packed.npz").stat().st_size
         assert row["dense"]["file_bytes"] == saved["disk"]["dense"]
         assert {name: row["dense"][f"{name}_bytes"] for name in saved["disk"]} == saved["disk"]
