@@ -1,13 +1,15 @@
 """Agent steps per second while learning: this project, an earlier commit of it, CleanRL and stable-baselines3, in turn.
 
-    python -m checks.benchmark --programs ours cleanrl sb3 --cleanrl DIR --cleanrl-python DIR/.venv/bin/python --json speed.json
+    python -m checks.benchmark --programs ours cleanrl sb3 --cleanrl DIR --cleanrl-python PYTHON --jobs 1 2 --json speed.json
     python -m checks.benchmark --programs ours old --old CHECKOUT --jobs 1 2 --rounds 5
 
-Programs run in turn, A B C A B C, each in a process of its own, started by its command line. All have CleanRL's
-hyperparameters and the same lowered `--learning-starts`; the first lap of learning is left out. This project prunes before the
-first step, so that every lap masks its gradients. DQN explores with epsilon 0.01 from the start, as in nine tenths of its
-training: CleanRL and stable-baselines3 skip the network where they explore. CleanRL's DQN plays one game, since it can play no
-more. Peak memory is what was touched: buffers fill up as a run goes on. Ratios are of one round, and so free of slow drifts.
+Programs run in turn, A B C A B C, each run in a process of its own, started by its command line. Of several runs side by side
+the speeds are added, and they are compared with as many runs of the other program, whose threads share the cores as ours do.
+All have CleanRL's hyperparameters and the same lowered `--learning-starts`; the first lap of learning is left out. This project
+prunes before the first step, so that every lap masks its gradients. DQN explores with epsilon 0.01 from the start, as in nine
+tenths of its training: CleanRL and stable-baselines3 skip the network where they explore. CleanRL's DQN plays one game, since
+it can play no more. Peak memory is what was touched: buffers fill up as a run goes on. Ratios are of one round, and so free of
+slow drifts.
 """
 
 import json
@@ -16,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +48,11 @@ class Args:
     rounds: int = 3
     """runs of each program; fewer than 3 say nothing of the spread"""
     jobs: tuple[int, ...] = (1,)
-    """for this project's scripts: how many runs side by side, one figure each"""
+    """how many runs of a program side by side, one figure each"""
     num_envs: int = 8
     """games played at once by this project and stable-baselines3 (and by CleanRL's PPO)"""
     num_threads: int = 0
-    """CPU threads of a run; 0 is the cores divided by the runs side by side"""
+    """CPU threads of a run; 0 is the cores divided by the runs side by side (CleanRL and stable-baselines3 alone: their own)"""
     steps: int = 8000
     """agent steps of a run of this project after learning starts (GPU: 60000)"""
     seconds: float = 15.0
@@ -59,7 +62,7 @@ class Args:
     cleanrl: Path | None = None
     """checkout of CleanRL"""
     cleanrl_python: str = sys.executable
-    """python that runs it"""
+    """path of the Python that runs it"""
     csv: Path | None = None
     """file for the measurements, written anew after each"""
     json: Path | None = None
@@ -127,41 +130,67 @@ def start_up_seconds(checkout: Path, algorithm: str, args: Args, scratch: str) -
 
 
 def watch(
-    words: list[str], environment: dict, pattern: str, steps_per_line: int, seconds: float
+    words: list[str], environment: dict, pattern: str, steps_per_line: int, seconds: float, scratch: str, jobs: int
 ) -> tuple[list[str], list[float], dict]:
-    """The same of a program that prints a line each steps_per_line agent steps: the slope over its lines after three."""
-    process = subprocess.Popen(
-        words, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    arrivals, output = [], []
-    for line in process.stdout:
-        output.append(line)
-        if re.search(pattern, line):
-            arrivals.append(time.perf_counter())
-            if len(arrivals) > 4 and arrivals[-1] - arrivals[3] > seconds:
-                break
-    peaks = {"peak_ram_bytes": peak_ram_bytes(process.pid)}
-    process.kill()
-    process.wait()
-    if len(arrivals) < 5:
-        raise SystemExit(f"error: no steps came from {' '.join(words)}:\n{''.join(output[-15:])}")
-    return words, [steps_per_line * (len(arrivals) - 4) / (arrivals[-1] - arrivals[3])], peaks
+    """The same of a program that prints a line each steps_per_line agent steps: the slope over its lines after three.
+
+    All processes run until each has been watched for so many seconds.
+    """
+    processes = [
+        subprocess.Popen(
+            words, cwd=scratch, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(jobs)
+    ]
+    arrivals: list[list[float]] = [[] for _ in processes]
+    outputs: list[list[str]] = [[] for _ in processes]
+
+    def listen(job: int) -> None:
+        for line in processes[job].stdout:
+            outputs[job].append(line)
+            if re.search(pattern, line):
+                arrivals[job].append(time.perf_counter())
+
+    listeners = [threading.Thread(target=listen, args=(job,)) for job in range(jobs)]
+    for listener in listeners:
+        listener.start()
+    while all(t.is_alive() for t in listeners) and not all(len(a) > 4 and a[-1] - a[3] > seconds for a in arrivals):
+        time.sleep(0.05)
+    peaks = {"peak_ram_bytes": max(filter(None, (peak_ram_bytes(process.pid) for process in processes)), default=None)}
+    for process in processes:
+        process.kill()
+        process.wait()
+    for listener in listeners:
+        listener.join()
+    for times, output in zip(arrivals, outputs, strict=True):
+        if len(times) < 5:
+            raise SystemExit(f"error: no steps came from {' '.join(words)}:\n{''.join(output[-15:])}")
+    return words, [steps_per_line * (len(times) - 4) / (times[-1] - times[3]) for times in arrivals], peaks
 
 
-def cleanrl(algorithm: str, args: Args) -> tuple[list[str], list[float], dict]:
-    words = [args.cleanrl_python, "-c", START_CLEANRL, f"{args.cleanrl}/cleanrl/{algorithm}_atari.py", "--env-id", ENV_ID]
+def cleanrl(algorithm: str, args: Args, scratch: str, jobs: int) -> tuple[list[str], list[float], dict]:
+    checkout = args.cleanrl.resolve()
+    words = [
+        os.path.abspath(args.cleanrl_python),
+        "-c",
+        START_CLEANRL,
+        f"{checkout}/cleanrl/{algorithm}_atari.py",
+        "--env-id",
+        ENV_ID,
+    ]
     dqn = ["--learning-starts", str(args.learning_starts), "--buffer-size", "100000", "--start-e", "0.01"]
     words += dqn if algorithm == "dqn" else ["--num-envs", str(args.num_envs)]
-    environment = {"PYTHONPATH": str(args.cleanrl), "PYTHONUNBUFFERED": "1"}
-    if args.num_threads:
-        environment["OMP_NUM_THREADS"] = str(args.num_threads)
-    return watch(words, environment, "^SPS:", 100 if algorithm == "dqn" else 128 * args.num_envs, args.seconds)
+    environment = {"PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1"}
+    if args.num_threads or jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(threads_each(args, jobs))
+    return watch(words, environment, "^SPS:", 100 if algorithm == "dqn" else 128 * args.num_envs, args.seconds, scratch, jobs)
 
 
-def sb3(algorithm: str, args: Args) -> tuple[list[str], list[float], dict]:
+def sb3(algorithm: str, args: Args, scratch: str, jobs: int) -> tuple[list[str], list[float], dict]:
+    threads = threads_each(args, jobs) if jobs > 1 else args.num_threads
     words = [sys.executable, "-m", "checks.train_sb3", algorithm, "--env-id", ENV_ID, "--num-envs", str(args.num_envs)]
-    words += ["--learning-starts", str(args.learning_starts), "--num-threads", str(args.num_threads)]
-    return watch(words, {}, "^stepped", 128 * args.num_envs, args.seconds)
+    words += ["--learning-starts", str(args.learning_starts), "--num-threads", str(threads)]
+    return watch(words, {"PYTHONPATH": str(ROOT)}, "^stepped", 128 * args.num_envs, args.seconds, scratch, jobs)
 
 
 def measure(program: str, algorithm: str, jobs: int, args: Args, scratch: str) -> dict:
@@ -170,7 +199,7 @@ def measure(program: str, algorithm: str, jobs: int, args: Args, scratch: str) -
     if checkout:
         words, speeds, peaks = train(checkout.resolve(), algorithm, args, jobs, scratch)
     else:
-        words, speeds, peaks = {"cleanrl": cleanrl, "sb3": sb3}[program](algorithm, args)
+        words, speeds, peaks = {"cleanrl": cleanrl, "sb3": sb3}[program](algorithm, args, scratch, jobs)
     row = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", "cores": cores()}
     row |= {"program": program, "algorithm": algorithm, "side_by_side": jobs, "steps_per_second": round(sum(speeds), 1)}
     row |= {"num_envs": 1 if (program, algorithm) == ("cleanrl", "dqn") else args.num_envs}
@@ -195,8 +224,7 @@ def compare(frame: pd.DataFrame, column: str, base: str | None) -> pd.DataFrame:
     table = frame.groupby(keys)[column].agg(["median", "min", "max"])
     if base in set(frame.program):
         rounds = frame.pivot(index="repetition", columns=keys, values=column)
-        jobs = {key: key[2] if base == "old" else 1 for key in rounds.columns}
-        ratios = pd.DataFrame({key: rounds[key] / rounds[(key[0], base, jobs[key])] for key in rounds.columns})
+        ratios = pd.DataFrame({key: rounds[key] / rounds[(key[0], base, key[2])] for key in rounds.columns})
         for name in ("median", "min", "max"):
             table[f"{name} ratio to {base}"] = ratios.agg(name)
         if base == "old":
@@ -210,12 +238,10 @@ def main(args: Args) -> None:
         if program in args.programs and not (folder and folder.is_dir()):
             raise SystemExit(f"error: --{program} must be a checkout where --programs has {program}, got {folder}")
     plan = [(a, p, jobs) for a in args.algorithms for jobs in args.jobs for p in args.programs]
-    plan = [(a, p, jobs) for a, p, jobs in plan if p in ("ours", "old") or jobs == args.jobs[0]]
     rows, bounds = [], []
     with tempfile.TemporaryDirectory() as scratch:
         for repetition in range(1, args.rounds + 1):
             for algorithm, program, jobs in plan:
-                jobs = jobs if program in ("ours", "old") else 1
                 row = measure(program, algorithm, jobs, args, scratch) | {"repetition": repetition}
                 rows.append(row)
                 if args.csv:

@@ -2,7 +2,7 @@
 # What only a GPU can show: the tests on it, the speed beside CleanRL, and a seed of the study.
 #   checks/gpu.sh OUT tests speed    9 minutes at most
 #   checks/gpu.sh OUT study          5 minutes at most
-# Everything is written as it comes: tests.txt, failures.txt, gpu_speed.csv, speed.txt, and packed runs in OUT/study.
+# Everything is written as it comes: tests.txt, failures.txt, gpu_speed_*.csv, speed.txt, and packed runs in OUT/study.
 # Environment variables, with their defaults:
 #   PYTHON=.venv/bin/python   TESTS=170 SPEED=370 STUDY=300 (seconds of each part)   STEPS=20000 (of a timed run)   SEED=11
 #   CLEANRL= (a checkout; without it CleanRL is left out)   CLEANRL_PYTHON=$PYTHON
@@ -35,11 +35,16 @@ tests() {
 }
 
 # shellcheck disable=SC2329
-speed() {
-  local words=(--programs ours)
-  [[ -z ${CLEANRL:-} ]] || words=(--programs ours cleanrl --cleanrl "$CLEANRL" --cleanrl-python "${CLEANRL_PYTHON:-$PYTHON}")
-  timeout "${SPEED:-370}" "$PYTHON" -m checks.benchmark "${words[@]}" --rounds 3 --jobs 1 4 8 --steps "${STEPS:-20000}" \
-    --seconds 5 --csv "$out/gpu_speed.csv" | tee "$out/speed.txt"
+speed() { # beside CleanRL alone, then many runs side by side
+  local alone=(--programs ours) half=$((${SPEED:-370} / 2)) failed=0
+  [[ -z ${CLEANRL:-} ]] || alone+=(cleanrl --cleanrl "$CLEANRL" --cleanrl-python "${CLEANRL_PYTHON:-$PYTHON}")
+  measure() {
+    timeout "$half" "$PYTHON" -m checks.benchmark "${@:2}" --rounds 3 --steps "${STEPS:-20000}" --seconds 5 \
+      --csv "$out/gpu_speed_$1.csv" | tee -a "$out/speed.txt" || failed=1
+  }
+  measure alone "${alone[@]}"
+  measure side_by_side --programs ours --jobs 4 8
+  return "$failed"
 }
 
 # shellcheck disable=SC2329
