@@ -132,7 +132,7 @@ def start_up_seconds(checkout: Path, algorithm: str, args: Args, scratch: str) -
 def watch(
     words: list[str], environment: dict, pattern: str, steps_per_line: int, seconds: float, scratch: str, jobs: int
 ) -> tuple[list[str], list[float], dict]:
-    """The same of a program that prints a line each steps_per_line agent steps: the slope over its lines after three.
+    """As `train`, of a program that prints a line each steps_per_line agent steps: the slope over its lines after three.
 
     All processes run until each has been watched for so many seconds.
     """
