@@ -81,18 +81,24 @@ def test_a_run_killed_and_resumed_online_leaves_every_row_and_no_other_on_the_se
         assert set(on_server(server)) == set(in_curves(folder)) and len(server.runs) == 1
 
 
-def test_a_run_that_still_writes_is_left_alone_and_named_one_without_a_file_passed_over_and_no_folder_refused(tmp_path):
-    running, empty = tmp_path / "running", tmp_path / "empty"
+def test_a_folder_of_runs_stands_for_its_runs_one_that_still_writes_is_left_alone_and_named_and_no_folder_refused(tmp_path):
+    runs = tmp_path / "runs"
+    running, empty = runs / "running", runs / "empty"
     for folder in (running, empty):
         (folder / "wandb" / "offline-run-1").mkdir(parents=True)
+        (folder / "config.json").touch()
     (running / "wandb" / "offline-run-1" / "run-1.wandb").write_bytes(b"half a header and a torn record")
     with open(running / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = subprocess.run(["bash", str(SYNC), str(running), str(empty)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"still running: {running}\n")
+        for given in ([runs], [running, empty]):
+            done = subprocess.run(["bash", SYNC, *given], capture_output=True, text=True)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", f"still running: {running}\n")
     assert len(list(running.glob("wandb/*/*"))) == 1  # not mended either
-    refused = subprocess.run(["bash", str(SYNC), str(tmp_path / "typo")], capture_output=True, text=True)
-    assert refused.returncode == 2 and refused.stderr == f"error: no such run folder: {tmp_path / 'typo'}\n"
+    (tmp_path / "other").mkdir()
+    nothing = subprocess.run(["bash", SYNC, tmp_path / "other"], capture_output=True, text=True)
+    assert (nothing.returncode, nothing.stdout) == (0, f"no offline W&B runs in: {tmp_path / 'other'}\n")
+    refused = subprocess.run(["bash", SYNC, tmp_path / "typo"], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr == f"error: no such folder: {tmp_path / 'typo'}\n"
 
 
 def test_a_sync_without_a_server_names_the_runs_that_failed_and_exits_1(tmp_path):
