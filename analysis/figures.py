@@ -126,6 +126,16 @@ def facet_per_study(studies: list[Study], height: float = 3.3, width: float = 5.
     return figure, list(zip(studies, axes.flat, strict=False))
 
 
+def facet_per_criterion(study: Study, criteria: list[str], rows: int = 1):
+    """A figure with a column per criterion, and its axes; many are narrow, for a page shows some 14 inches legibly."""
+    width = min(5.2, 14 / len(criteria)) if len(criteria) > 1 else 7
+    figure, axes = facets(len(criteria), rows, 3.4 if rows == 1 else max(1.7, width / 2), width)
+    figure.suptitle(fill(study.label, 60), fontsize=STYLE["axes.titlesize"])
+    for criterion, ax in zip(criteria, axes[0], strict=True):
+        ax.set_title(criterion)
+    return figure, axes
+
+
 def row_per_study(studies: list[Study], height: float):
     """A figure with one column per criterion, and for each study (criterion, arms, axes) of its facets."""
     by_criterion = [study.by_criterion() for study in studies]
@@ -283,8 +293,8 @@ def headline(study: Study, out: Path, no_skill: dict[str, NoSkill]) -> None:
 def difference(study: Study, styles: dict, out: Path) -> None:
     """The paired change of the training return in each bin after the cut, with its interval; a column per criterion."""
     columns, equals = study.by_criterion(), [arm for arm in study.arms if arm.kind == "A/A"]
-    figure, axes = facets(len(columns), 1, 3.6, 5.2 if len(columns) > 1 else 7)
-    for (criterion, arms), ax in zip(columns.items(), axes[0], strict=True):
+    figure, axes = facet_per_criterion(study, list(columns))
+    for arms, ax in zip(columns.values(), axes[0], strict=True):
         for k, arm in enumerate([arm for arm in arms if arm.twins] + equals):
             run = arm.all_runs[0]
             step = (run.summary["global_step"] - run.cut_step) / BINS
@@ -296,7 +306,7 @@ def difference(study: Study, styles: dict, out: Path) -> None:
         ax.axhline(0, color="black", lw=0.8)
         ax.axhline(-MARGIN, color="black", lw=0.8, ls=":", label=f"margin, {-100 * MARGIN:.0f} %")
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set(ylabel="change of the training return\nagainst the dense twin", title=f"{fill(study.label, 60)}\n{criterion}")
+        ax.set_ylabel("change of the training return\nagainst the dense twin")
         steps_axis(ax, study)
         ax.set_xlim(min(study.cuts), 1.001 * study.steps)
     cut_long_intervals(list(axes[0]))
@@ -416,11 +426,11 @@ def mean_curve(arm: Arm, tag: str, window: int) -> np.ndarray:
 
 def steps_axis(ax, study: Study) -> None:
     last = study.steps
-    unit, name = (1e6, "millions") if last >= 1e6 else (1e3, "thousands") if last >= 10_000 else (1, "")
+    unit, name = (1e6, "million ") if last >= 1e6 else (1e3, "thousand ") if last >= 10_000 else (1, "")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / unit:g}"))
     ax.set_xlim(0, 1.001 * last)  # PPO's whole rollouts end at 1,999,872 steps: the tick of 2 millions is seen
-    if ax.get_subplotspec().is_last_row():
-        ax.set_xlabel(f"agent steps{', ' * bool(name)}{name} (4 frames each)")
+    ax.set_xlabel(f"{name}agent steps")
+    ax.label_outer()  # axes of one figure share their steps, those of one row their scale
     for cut in sorted(study.cuts):
         ax.axvline(cut, color="grey", lw=1, ls=":", label="cut")
 
@@ -448,10 +458,10 @@ def curves(
     tags = {tag: label for tag, label in tags.items() if any(np.isfinite(values[arm, tag]).any() for arm in arms_shown)}
     if not tags:
         return False
-    figure, axes = facets(len(columns), len(tags), 2.6 if raw else 3.4, 5.2 if len(columns) > 1 else 7)
+    figure, axes = facet_per_criterion(study, list(columns), len(tags))
     x, equals = np.linspace(0, study.steps, GRID), [arm for arm in arms_shown if arm.kind == "A/A"]
     first = x[np.isfinite(list(values.values())).any(axis=0).argmax()]
-    for (criterion, arms), column in zip(columns.items(), axes.T, strict=True):
+    for arms, column in zip(columns.values(), axes.T, strict=True):
         for (tag, label), ax in zip(tags.items(), column, strict=True):
             for k, arm in enumerate(arms + equals):  # the dense curve comes first, and lies on top
                 style = styles["A/A" if arm in equals else arm.rate]
@@ -460,11 +470,10 @@ def curves(
                     ax.plot(x, values[arm, tag], color=style["color"], lw=0.5, alpha=0.25)
                 ax.plot(x, smooth[arm, tag], **style)
             floor(ax, study, no_skill or {})
+            ax.set_ylabel(label)
             steps_axis(ax, study)
             if 0 < min(study.cuts, default=0) <= first:  # dense runs that were forked may have no health before the cut
                 ax.set_xlim(left=first)
-            ax.set_ylabel(label)
-        column[0].set_title(f"{fill(study.label, 60)}\n{criterion}")
     for row in axes:
         same_scale(list(row))
     legend_below(figure)
