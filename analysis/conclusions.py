@@ -7,10 +7,10 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
-from analysis.design import DECLARED, MARGIN, MEASURING, MIN_SEEDS
+from analysis.design import DECLARED, MARGIN, MEASURING, MIN_SEEDS, PLANNED
 from analysis.no_skill import NoSkill
 from analysis.studies import Study
-from analysis.views import number, span
+from analysis.views import in_points, number, span
 from prune_utils.run import MOMENTS
 
 
@@ -38,8 +38,7 @@ def seeds_in_words(n: int) -> str:
 
 def scaled(row: dict, name: str) -> tuple[float, float, float, str]:
     """A change and its interval: in per cent where the mean of the twins is surely above 0, else in points."""
-    share = pd.notna(row.get(f"{name}_low")) or (row["pairs"] == 1 and pd.notna(row.get(name)))
-    column, unit, scale = (name, "%", 100) if share else (f"{name}_points", "points", 1)
+    column, unit, scale = (f"{name}_points", "points", 1) if in_points(row, name) else (name, "%", 100)
     return *(scale * row[f"{column}{end}"] for end in ("", "_low", "_high")), unit
 
 
@@ -66,11 +65,29 @@ def seen(row: dict, name: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- the answer
+WITHOUT = "no game ended in a tenth of the steps after the cut, because its agent is stuck or the run is too short"
+
+
+def without_return(study: Study, label: str) -> list[int]:
+    """Seeds of an arm of which a run, or a twin, has no return after the cut."""
+    arm = study.arm(label)
+    return [seed for seed in arm.twins if seed not in arm.pairs("after_cut")] if arm else []
+
+
+def absent(study: Study) -> str:
+    """The seeds of the declared arm that are in no pair, in a sentence."""
+    arm = study.arm(DECLARED)
+    seeds = {run.seed for run in study.runs if run.label == DECLARED} - (arm.pairs("after_cut").keys() if arm else set())
+    return f" It has no pair in seed {', '.join(map(str, sorted(seeds)))}." if seeds else ""
+
+
 def obstacles(study: Study, changes: list[dict], returns: list[dict], no_skill: NoSkill | None) -> list[str]:
     """Why the declared comparison of a study has no answer; none where it has one."""
     reasons = []
     declared = next((row for row in changes if row["role"] == "declared"), None)
     pairs = declared["pairs"] if declared else 0
+    if lacking := without_return(study, DECLARED):
+        reasons.append(f"the comparison would leave out seed {', '.join(map(str, lacking))}: {WITHOUT}")
     if pairs < MIN_SEEDS:
         reasons.append(f"it takes {MIN_SEEDS} seeds, and there {'is' if pairs == 1 else 'are'} {pairs}")
     dense = next((row for row in returns if row["role"] == "dense"), {})
@@ -83,8 +100,8 @@ def obstacles(study: Study, changes: list[dict], returns: list[dict], no_skill: 
         reasons.append(f"dense ({number(dense.get('after_cut'))}{interval}) is not clearly above {floor}")
     controls = [row for row in changes if row["role"] == "positive control" and row["pairs"] >= MIN_SEEDS]
     if pairs >= MIN_SEEDS:
-        if controls and not any(scaled(row, "after_cut")[2] < 0 for row in controls):
-            told = "; ".join(f"{name_of(row['arm'])}: {change_in_words(row, 'after_cut')}" for row in controls)
+        if controls and not any(scaled(row, "simultaneous")[2] < 0 for row in controls):
+            told = "; ".join(f"{name_of(row['arm'])}: {change_in_words(row, 'simultaneous')}" for row in controls)
             reasons.append(f"no positive control shows a loss, so that none could be seen here ({told})")
         exploratory = [row for row in changes if row["role"] == "exploratory" and row["pairs"] >= MIN_SEEDS]
         if not controls and not any(scaled(row, "simultaneous")[2] < 0 for row in exploratory):
@@ -105,7 +122,7 @@ def answer(study: Study, changes: list[dict], returns: list[dict], no_skill: NoS
         told = f"No run of {arm} has a dense twin and games in each tenth of the steps after the cut."
         told += "".join(f" {run.name}: {why}." for run, why in study.not_compared.items() if run.label == DECLARED)
         return Answer("No answer", told, f"{QUESTION} {told}")
-    measured = f"Return after the cut of {arm}: {change_in_words(row, 'after_cut')}."
+    measured = f"Return after the cut of {arm}: {change_in_words(row, 'after_cut')}.{absent(study)}"
     if reasons := obstacles(study, changes, returns, no_skill):
         few = row["pairs"] < MIN_SEEDS
         short = f"No answer: {seeds_in_words(row['pairs'])}, {MIN_SEEDS} are needed" if few else "No answer"
@@ -115,14 +132,16 @@ def answer(study: Study, changes: list[dict], returns: list[dict], no_skill: NoS
             f"{QUESTION} There is no answer: {'; '.join(reasons)}. {measured}",
         )
     _, low, high, unit = scaled(row, "after_cut")
+    planned = PLANNED[study.first.algorithm]
+    so_far = f", so far ({row['pairs']} of {planned} planned seeds)" if row["pairs"] < planned else ""
     if unit != "%":
         short = "No answer: the share of dense has no interval"
     elif low > -100 * MARGIN:
-        short = f"Yes: a loss of {margin} or more is excluded"
+        short = f"Yes{so_far}: a loss of {margin} or more is excluded"
     elif high < -100 * MARGIN:
-        short = f"No: a loss of {margin} or more is seen"
+        short = f"No{so_far}: a loss of {margin} or more is seen"
     else:
-        short = f"Open: a loss of {margin} or more is neither excluded nor seen"
+        short = f"Open{so_far}: a loss of {margin} or more is neither excluded nor seen"
     return Answer(short, measured, f"{QUESTION} {short}. {measured}")
 
 
@@ -140,7 +159,7 @@ def of_dense(row: dict) -> str:
 
 def of_arm(row: dict) -> str:
     """Of an arm against its twins, in the return after the cut."""
-    name = "simultaneous" if row["role"] == "exploratory" and row["pairs"] > 1 else "after_cut"
+    name = "simultaneous" if row["role"] in ("exploratory", "positive control") and row["pairs"] > 1 else "after_cut"
     told = seen(row, name)
     if row["role"] == "A/A":
         return f"A/A, equal continuations that only draw other random numbers: {change_in_words(row, name)}."
@@ -161,16 +180,18 @@ def of_noise(row: dict) -> str:
     needed = f"{many(row['needed'])} seeds ({many(row['needed_low'])} to {many(row['needed_high'])})"
     now = f" With {row['pairs']} seeds it has {100 * row['power']:.0f} %." if row["pairs"] >= MIN_SEEDS else ""
     return (
-        f"Noise, from {row['source']}: from seed to seed the declared difference has a standard deviation of "
+        f"Noise, from {row['source']}: from seed to seed, arm - {1 - MARGIN:g} x dense has a standard deviation of "
         f"{deviation:.1f} % of dense (95 % interval {low:.1f} to {high:.1f}, {freedom}). "
-        f"For 80 % power where nothing is lost, the declared test needs {needed}.{now}"
+        f"For 80 % power where nothing is lost, a test of {name_of(DECLARED)} needs {needed}.{now}"
     )
 
 
 def of_aggregate(row: dict) -> str:
     middle, low, high = (100 * row[f"iqm{end}"] for end in ("", "_low", "_high"))
     interval = f"95 % interval {low:+.1f} to {high:+.1f}, {seeds_in_words(row['seeds'])} of {row['games']} games"
-    return f"Exploratory: {name_of(row['arm'])}: {middle:+.1f} % ({interval}), the interquartile mean over games of each seed."
+    without = f", without {row['left_out']}, whose returns are not all above 0" if row["left_out"] else ""
+    mean = "the interquartile mean over games of each seed"
+    return f"Exploratory: {name_of(row['arm'])}: {middle:+.1f} % ({interval}), {mean}{without}."
 
 
 def many(seeds: float) -> str:
@@ -195,7 +216,7 @@ def of_evaluations(rows: list[dict]) -> list[str]:
     low = [f"{name} ({number(row['mean'])})" for row, name in named if row["not_above_no_skill"]]
     held = [f"{name} ({row['held']})" for row, name in named if row["held"]]
     told = [f"Evaluations that are not above no skill: {'; '.join(low)}."] if low else []
-    return told + ([f"Evaluations of held actions: {'; '.join(held)}."] if held else [])
+    return told + ([f"Evaluations that are, or may be, of held actions: {'; '.join(held)}."] if held else [])
 
 
 def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_skill: NoSkill | None) -> list[str]:
@@ -209,8 +230,7 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
         without += [f"{name_of(arm.label)} (seed {', '.join(seeds)})"] if seeds else []
     if without:
         after = any(run.summary["global_step"] > run.cut_step for run in study.arm_runs)
-        why = "no game ended in a tenth of the steps after it. Train longer" if after else "no steps come after it"
-        told.append(f"No return after the cut of {'; '.join(without)}: {why}.")
+        told.append(f"No return after the cut of {'; '.join(without)}: {WITHOUT if after else 'no steps come after it'}.")
     compared = [row for row in tables["changes"] if row["pairs"]]
     for role in ("A/A", "positive control", "exploratory"):
         told += [of_arm(row) for row in compared if row["role"] == role]

@@ -53,7 +53,7 @@ PPO = {
 DESIGN = {"dqn": COMMON | DQN, "ppo": COMMON | PPO}
 """the scripts' defaults, machine and seed apart; an option that a run of an earlier version does not have had this value"""
 MEASURING = {"eval_episodes"}
-"""options of the design that change how well a run is measured, and nothing about its training"""
+"""options that change how well a run is measured, and nothing about its training: they split no study"""
 DECLARED = "l1-0.5"
 """the arm of each algorithm that is declared; every other comparison is exploratory"""
 QUANTITIES = {"after_cut": "return after the cut", "late": "late return", "final": "final network", "shock": "shock"}
@@ -64,6 +64,8 @@ MARGIN = 0.10
 """the share of the dense return that the declared arm may lose and still be called not worse"""
 MIN_SEEDS = 3
 """seeds from which on there is an answer"""
+PLANNED = {"dqn": 3, "ppo": 6}
+"""seeds of the declared study: its answer is that of all of them, and one of fewer is called so far"""
 CONTROLS = 0.9
 """from this rate on an arm is no part of a trend, and a plain cut is a positive control: it shows that a loss can be seen"""
 EQUAL = 0.02

@@ -234,24 +234,34 @@ def looks(study: Study) -> dict[str, dict]:
     return styles
 
 
+def fill_of(study: Study, arm: Arm) -> dict[str, str]:
+    """Hollow markers for an arm that lacks seeds of dense: its mean cannot be compared with the dense one."""
+    whole = not study.dense or arm.kind == "small" or arm.runs.keys() >= study.dense.runs.keys()
+    return {} if whole else {"markerfacecolor": "none"}
+
+
 def scatter_by_rate(study: Study, ax, measure, line: bool) -> None:
-    """Interval and dots (what `measure` makes of an arm) against rate; arms of one rate stand side by side."""
+    """Interval and dots (what `measure` makes of an arm) against rate; arms of one rate stand side by side.
+
+    The line is through the means of arms that have all seeds of dense.
+    """
     criteria, styles = list(dict.fromkeys(arm.criterion for arm in study.arms if arm.rate)), looks(study)
     lanes = {criterion: 5.0 * (k - (len(criteria) - 1) / 2) for k, criterion in enumerate(criteria)}  # points
     lanes |= {arm.criterion: -10.0 for arm in study.arms if arm.kind == "A/A"}
     series: dict[str, list] = {}
     for arm in study.arms:
         if (level := measure(arm)) is not None:
-            series.setdefault(arm.criterion, []).append((position(study, arm), *level))
+            series.setdefault(arm.criterion, []).append((position(study, arm), *level, fill_of(study, arm)))
     for criterion, points in series.items():
         style, lane = styles[criterion], lanes.get(criterion, 0.0)
-        for k, (x, interval, dots) in enumerate(points):
-            with_interval(ax, x, interval, dots, style | {"label": criterion if k == 0 else None}, lane)
-        if line:
-            means = [mean for _, (mean, *_), *_ in points]
-            ax.plot([x for x, *_ in points], means, color=style["color"], lw=0.8, alpha=0.6, transform=moved(ax, lane))
+        ax.errorbar([], [], yerr=[], capsize=3, linestyle="none", label=criterion, **style)  # for the legend
+        for x, interval, dots, filling in points:
+            with_interval(ax, x, interval, dots, style | filling, lane)
+        whole = [(x, mean) for x, (mean, *_), _, filling in points if not filling]
+        if line and whole:
+            ax.plot(*zip(*whole, strict=True), color=style["color"], lw=0.8, alpha=0.6, transform=moved(ax, lane))
     ax.set_xlabel("prune rate")
-    ax.set_xlim(-0.08, max(ax.get_xlim()[1], 0.06) + 0.03)
+    ax.set_xlim(-0.11, max(ax.get_xlim()[1], 0.06) + 0.03)
 
 
 def headline(study: Study, out: Path, no_skill: dict[str, NoSkill]) -> None:
@@ -263,10 +273,11 @@ def headline(study: Study, out: Path, no_skill: dict[str, NoSkill]) -> None:
     for k, arm in enumerate(shown):
         style = {"color": COLOURS[arm.kind], "marker": MARKERS[arm.kind], "label": "dense" if arm.kind == "none" else arm.label}
         style |= {} if arm.kind in ("none", "A/A") or declared else {"ls": RATE_DASHES[k % len(RATE_DASHES)]}
-        runs = arm.all_runs
-        end, cut = runs[0].summary["global_step"], runs[0].cut_step
+        end, cut = arm.all_runs[0].summary["global_step"], arm.all_runs[0].cut_step
         centres = (np.arange(BINS) + 0.5) / BINS
-        before, after = (mean_bins(arm.runs.values(), name).mean(axis=1) for name in ("bins_before", "bins"))
+        seeds = declared.twins.keys() & arm.runs.keys() if declared else set()  # one set for all means, where there is one
+        of_seeds = [arm.runs[seed] for seed in sorted(seeds or arm.runs)]
+        before, after = (mean_bins(of_seeds, name).mean(axis=1) for name in ("bins_before", "bins"))
         if arm.kind == "none":
             top.plot(cut * centres, before, **(style | {"label": None}))
         top.plot(cut + (end - cut) * centres, after, **style)
@@ -355,7 +366,7 @@ def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
             for arm, x in sizes.items():
                 style = styles[arm.criterion] | {"label": arm.criterion}
                 scores = arm.quantity("after_cut")
-                with_interval(ax, x, paired.t_interval(scores), scores, style, points[arm])
+                with_interval(ax, x, paired.t_interval(scores), scores, style | fill_of(study, arm), points[arm])
             floor(ax, study, no_skill)
             title, right = fill(study.label, 60), 1.08 * largest  # room for what stands beside the largest
             ax.set(xlabel=label, ylabel="return after the cut", title=title, xlim=(0, right))
@@ -364,9 +375,9 @@ def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
 
 
 def share(arm: Arm, quantity: str):
-    """Change with its interval, and one of each seed; None where the dense mean is not above 0 or there is no pair."""
+    """Change with its interval, and one of each seed; None where it is no share of the dense mean or there is no pair."""
     scores, dense = arm.contrast(quantity)
-    if not len(scores) or dense.mean() <= 0:
+    if not len(scores) or dense.mean() <= 0 or not arm.shares:
         return None
     return paired.ratio_interval(scores - dense, dense), (scores - dense) / dense.mean()
 
@@ -394,13 +405,14 @@ def moments(studies: list[Study], styles: dict, out: Path, no_skill: dict[str, N
             floor(ax, study, no_skill)
             for k, arm in enumerate(arms):
                 style, shift = styles[arm.rate], (k - (len(arms) - 1) / 2) * 0.6 / len(arms)
-                plain, means = {"color": style["color"], "marker": style["marker"]}, []
+                filling = fill_of(study, arm)
+                plain, means = {"color": style["color"], "marker": style["marker"]} | filling, []
                 for x, moment in enumerate(MOMENTS):
                     scores = arm.quantity(moment)
                     means.append(np.mean(scores) if len(scores) else np.nan)
                     if len(scores):
                         with_interval(ax, x + shift, paired.t_interval(scores), scores, plain)
-                ax.plot(np.arange(3) + shift, means, **style)
+                ax.plot(np.arange(3) + shift, means, **style | filling)
             ax.set_xticks(range(3), MOMENTS.values())
             ax.set(ylabel="return (game score)", xlim=(-0.45, 2.45))
         cut_long_intervals([ax for *_, ax in columns])

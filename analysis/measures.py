@@ -26,11 +26,12 @@ def interval(prefix: str, ends) -> dict[str, float]:
     return dict(zip((prefix, f"{prefix}_low", f"{prefix}_high"), map(float, ends), strict=True))
 
 
-def against(prefix: str, scores: np.ndarray, references: np.ndarray, level: float = paired.LEVEL) -> dict:
-    """Mean paired difference as a share of the mean reference, and in points; nothing without pairs."""
+def against(prefix: str, scores: np.ndarray, references: np.ndarray, shares: bool, level: float = paired.LEVEL) -> dict:
+    """Mean paired difference in points and, with `shares`, of the mean reference; nothing without pairs."""
     if not len(scores):
         return {}
-    row = interval(prefix, paired.ratio_interval(scores - references, references, level))
+    nothing = np.full(3, np.nan)
+    row = interval(prefix, paired.ratio_interval(scores - references, references, level) if shares else nothing)
     return row | interval(f"{prefix}_points", paired.t_interval(scores - references, level))
 
 
@@ -38,19 +39,21 @@ def against(prefix: str, scores: np.ndarray, references: np.ndarray, level: floa
 def comparisons(study: Study) -> tuple[list[dict], list[dict], list[dict]]:
     """The rows of the changes against dense, of the trends, and of the variants against a plain cut.
 
-    The exploratory changes and the trends together have simultaneous intervals, and so have the variants: two families, so
-    that comparing variants with plain cuts widens no interval against dense.
+    The exploratory changes and the trends together have simultaneous intervals, and so have the positive controls, and the
+    variants: families of their own, so that comparing variants with plain cuts widens no interval against dense.
     """
     changes, trends = changes_table(study, study.arms, QUANTITIES), trend_table(study)
     variants = changes_table(study, study.variants, [name for name in QUANTITIES if name != "shock"])
-    for rows in ([row for row in changes if row["role"] == "exploratory"] + trends, variants):
+    exploratory, controls = ([row for row in changes if row["role"] == role] for role in ("exploratory", "positive control"))
+    for rows in (exploratory + trends, controls, variants):
         family = [row for row in rows if len(row["scores"]) > 1]
         for row in family:
             row["family"] = len(family)
         for row in rows:
-            row |= against("simultaneous", row["scores"], row["references"], paired.simultaneous(len(family)))
+            level = paired.simultaneous(len(family))
+            row |= against("simultaneous", row["scores"], row["references"], row["shares"], level)
     for row in changes + trends + variants:
-        del row["scores"], row["references"]
+        del row["scores"], row["references"], row["shares"]
     return changes, trends, variants
 
 
@@ -64,9 +67,9 @@ def changes_table(study: Study, arms: list[Arm], quantities: Iterable[str]) -> l
         row = {"study": study.label, "arm": arm.label, "role": role(study, arm), "rate": arm.rate}
         row |= {"pairs": len(contrasts["after_cut"][0]), "runs": len(arm.all_runs)}
         row["against"] = next(iter(arm.twins.values()))[0].label
-        row["scores"], row["references"] = contrasts["after_cut"]
+        (row["scores"], row["references"]), row["shares"] = contrasts["after_cut"], arm.shares
         for quantity, (scores, references) in contrasts.items():
-            row |= against(quantity, scores, references)
+            row |= against(quantity, scores, references, arm.shares)
         rows.append(row)
     return rows
 
@@ -130,6 +133,8 @@ def changes_by_bin(arm: Arm) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray],
     if not arm.twins:
         return (np.full(BINS, np.nan),) * 3, 0
     own, twins = mean_bins(arm.runs[seed] for seed in arm.twins), mean_bins(arm.twins.values())
+    if not arm.shares:
+        return (np.full(BINS, np.nan),) * 3, own.shape[-1]
     return paired.ratio_interval(own - twins, twins), own.shape[-1]
 
 
@@ -170,21 +175,23 @@ def trend_table(study: Study) -> list[dict]:
         slopes = paired.slopes(scores, np.array([0.0, *rates])) / 10  # per 0.1 of rate
         row = {"study": study.label, "criterion": criterion, "rates": " ".join(f"{r:g}" for r in rates), "pairs": len(seeds)}
         # as a share: slope and dense are a pair, and so are slope + dense and dense
-        rows.append(row | {"role": "exploratory", "scores": scores[0] + slopes, "references": scores[0]})
+        row |= {"role": "exploratory", "shares": all(arm.shares for arm in arms)}
+        rows.append(row | {"scores": scores[0] + slopes, "references": scores[0]})
     return rows
 
 
 def noise_table(study: Study) -> list[dict]:
     """Standard deviation between seeds of arm - (1 - MARGIN) * dense, which the declared test is of, and the test's power.
 
-    It is pooled over arms below the controls, in shares of the mean of each; a row per source.
+    It is that of the declared pairs and, pooled over arms below the controls in shares of the mean of each, what other runs
+    tell of it; a row per source. A cut at rate 0 is dense, and no arm here.
     """
-    arms = [arm for arm in study.arms if arm.kind != "A/A" and arm.kind != "small" and arm.rate < CONTROLS]
+    arms = [arm for arm in study.arms if arm.kind == "none" or 0 < arm.rate < CONTROLS]
     values, of_arms, of_seeds = [], [], []
     for arm in arms if study.dense else []:
         returns = {run: run.value("after_cut") for s in study.dense.runs for run in arm.runs.get(s, [])}
         returns = {run: value for run, value in returns.items() if not np.isnan(value)}
-        if returns and min(returns.values()) > 0:  # a share of a return that may be 0 or less says nothing
+        if returns and arm.shares and min(returns.values()) > 0:  # a share of a return that may be 0 says nothing
             middle = np.mean(list(returns.values()))
             values += [value / middle for value in returns.values()]
             of_arms += [arm.label] * len(returns)
@@ -195,9 +202,15 @@ def noise_table(study: Study) -> list[dict]:
     pairs = [(len(declared.runs[s]), len(declared.twins[s])) for s in declared.pairs("after_cut")] if declared else []
     own, dense = np.mean([[1 / k for k in pair] for pair in pairs or [(1, 1)]], axis=0)
     scale = float(np.sqrt(own + (1 - MARGIN) ** 2 * dense))  # of arm - (1 - MARGIN) * dense, each a mean over its runs
-    for source, (*ends, df) in paired.run_deviation(np.array(values), of_arms, of_seeds).items():
-        ends = [scale * float(end) for end in ends]
-        row = {"study": study.label, "source": source, "runs": len(values), "df": df, "pairs": len(pairs)}
+    deviations = paired.run_deviation(np.array(values), of_arms, of_seeds)
+    sources = {source: (*(scale * float(end) for end in ends), df) for source, (*ends, df) in deviations.items()}
+    if declared and len(pairs) > 1 and declared.shares:
+        scores, twins = declared.contrast("after_cut")
+        squares = float((scores - (1 - MARGIN) * twins).var() * len(pairs) / twins.mean() ** 2)
+        if squares > 1e-18:  # else the seeds agree to the last bit, as in no real study
+            sources = {f"the pairs of {DECLARED}": paired.deviation_interval(squares, len(pairs) - 1)} | sources
+    for source, (*ends, df) in sources.items():
+        row = {"study": study.label, "source": source, "df": df, "pairs": len(pairs)}
         row["power"] = float(paired.power(len(pairs), ends[0])) if len(pairs) > 1 else np.nan
         rows.append(row | interval("deviation", ends) | interval("needed", map(paired.seeds_needed, ends)))
     return rows
@@ -206,19 +219,23 @@ def noise_table(study: Study) -> list[dict]:
 def aggregate_table(studies: list[Study]) -> list[dict]:
     """Interquartile mean over several games of the change of the return after the cut; seeds are the sample, as clusters."""
     families: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    left_out: dict[tuple[str, str], list[str]] = {}
     for study in studies:
         for arm in study.arms:
-            pairs = arm.pairs("after_cut") if arm.rate else {}
-            if pairs and min(twin for _, twin in pairs.values()) > 0:  # a share of a return that may be 0 or less says nothing
+            pairs, key = arm.pairs("after_cut") if arm.rate else {}, (study.first.study_key(("env_id",)), arm.label)
+            if pairs and not (arm.shares and min(twin for _, twin in pairs.values()) > 0):  # its shares say nothing
+                left_out.setdefault(key, []).append(study.first.env_id)
+            elif pairs:
                 dense = np.mean([twin for _, twin in pairs.values()])
-                family = families.setdefault((study.first.study_key(("env_id",)), arm.label), {})
+                family = families.setdefault(key, {})
                 family[study.label] = {seed: (score - twin) / dense for seed, (score, twin) in pairs.items()}
     rows = []
-    for (_, arm), games in families.items():
+    for key, games in families.items():
         seeds = sorted(set.intersection(*map(set, games.values())))
         if len(games) > 1 and len(seeds) > 1:
             changes = np.array([[game[seed] for seed in seeds] for game in games.values()])
-            row = {"studies": "; ".join(games), "arm": arm, "games": len(games), "seeds": len(seeds)}
+            row = {"studies": "; ".join(games), "arm": key[1], "games": len(games), "seeds": len(seeds)}
+            row["left_out"] = ", ".join(left_out.get(key, []))
             rows.append(row | interval("iqm", paired.over_games(changes)))
     return rows
 
@@ -262,9 +279,9 @@ def equal_parameters_table(study: Study) -> list[dict]:
     """Arms that leave the same share of the dense parameters, within EQUAL, where one of them removed units or is small."""
     if not study.dense:
         return []
-    total, dense = study.dense.all_runs[0].summary["total"], study.dense.by_seed(lambda run: run.value("after_cut"))
+    total, dense = study.dense.all_runs[0].summary["total"], study.dense.quantity_by_seed("after_cut")
     left = {arm: mean(arm.all_runs, lambda run: run.summary["total"] - run.summary["pruned"]) / total for arm in study.arms}
-    of_arms = {arm: arm.by_seed(lambda run: run.value("after_cut")) for arm in study.arms if arm.rate or arm.kind == "small"}
+    of_arms = {arm: arm.quantity_by_seed("after_cut") for arm in study.arms if arm.rate or arm.kind == "small"}
     of_arms = {arm: {seed: score for seed, score in of.items() if seed in dense} for arm, of in of_arms.items()}
     groups = alike({arm: left[arm] for arm, of in of_arms.items() if of}, EQUAL)
     groups = [arms for arms in groups if len(arms) > 1 and any(arm.kind == "small" or "structured" in arm.kind for arm in arms)]
@@ -324,7 +341,7 @@ def rliable_scores(studies: list[Study]) -> dict[str, np.ndarray]:
     for study in studies:
         family = study.label.replace(f", {study.first.env_id}", "")
         for arm in study.arms:
-            if arm.kind != "A/A" and (scores := arm.by_seed(lambda run: run.value("after_cut"))):
+            if arm.kind != "A/A" and (scores := arm.quantity_by_seed("after_cut")):
                 arms.setdefault(f"{family}, {arm.label}", {})[study.first.env_id] = scores
     scores = {}
     for name, games in arms.items():

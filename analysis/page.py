@@ -7,18 +7,18 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.conclusions import QUESTION, Answer, name_of
-from analysis.design import BINS, CONTROLS, DECLARED, HELD, MARGIN, MIN_SEEDS
+from analysis.design import BINS, CONTROLS, DECLARED, HELD, MARGIN, MIN_SEEDS, PLANNED
 from analysis.studies import Study
 
 TITLE = "What one cut in the middle of training cost"
 METHOD = f"""
 Pairs. A run is compared with the dense runs of its seed, its twins, only if they have the same past: the games before the cut
-and every row of the curves before the cut must be equal. Options, script, precision, device type, threads, torch and ale_py
-must agree too. Runs that fail are named with the first thing that differs. A run on another model of machine, or with another
-Python, numpy or gymnasium, is compared and named. Several continuations of one prune point (forks) are
-averaged within their seed, dense ones too. n counts seeds, never runs, arms or games. A plain cut is one cut of all tensors,
-each at the same rate. An arm of several cuts, of another scope, or with tensors left whole is a variant. It is also compared
-with the plain cut of its criterion and rate, in the seeds where both have the past of the same dense runs.
+and every row of the curves before the cut, but those of health, must be equal. Options, script, precision, device type,
+threads, torch and ale_py must agree too. Runs that fail are named with the first thing that differs. A run on another model of
+machine, or with another Python, numpy or gymnasium, is compared and named. Several continuations of one prune point (forks)
+are averaged within their seed, dense ones too. n counts seeds, never runs, arms or games. A plain cut is one cut of all
+tensors, each at the same rate. An arm of several cuts, of another scope, or with tensors left whole is a variant. It is also
+compared with the plain cut of its criterion and rate, in the seeds where both have the past of the same dense runs.
 
 Quantities, in this order. Return after the cut: the training games that ended after the cut, their mean return in each of
 {BINS} equal bins of agent steps, and the mean of the bins. Late return: the last bin. Final network: the evaluation games at
@@ -28,25 +28,30 @@ since the first in it. Its return after the cut is from the first one on.
 
 Declared for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in
 runs with the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above
--{100 * MARGIN:g} %, which is a one-sided test at 2.5 %; no means that it lies below. There is no answer with fewer than
-{MIN_SEEDS} seeds, where the interval of the dense return reaches down to what no skill scores, or where no positive control
-(a plain cut at a rate of {CONTROLS:g} or more) shows a loss. Without such a control, another arm must show one. Everything
-else is exploratory. Until 2026-11-28 the declared quantity was the final network. For runs made before
+-{100 * MARGIN:g} %, which is a one-sided test at 2.5 % if it is made once; no means that it lies below. Planned are
+{PLANNED["dqn"]} seeds of DQN and {PLANNED["ppo"]} of PPO. With fewer the answer is one so far: an interval that is looked at
+after each seed excludes the truth more often than in 5 % of studies. There is no answer with fewer than {MIN_SEEDS} seeds,
+where the interval of the dense return reaches down to what no skill scores, where a run has no return after the cut, or where
+no positive control (a plain cut at a rate of {CONTROLS:g} or more) shows a loss. Without such a control, another arm must show
+one. Everything else is exploratory. Until 2026-11-28 the declared quantity was the final network. For runs made before
 that day, return after the cut was chosen later.
 
 Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense, or of a plain cut, have
 Fieller's interval, which allows for that mean being measured too. The exploratory comparisons of a study have simultaneous
 intervals (Bonferroni): in 95 % of studies all of them cover their truth, and a loss or gain is called seen only by them. They
-are the exploratory arms and the trends, which are least-squares slopes over the rates below {CONTROLS:g}. Variants against
-plain cuts are a second such family. The intervals of late return, final network, shock and single bins are not corrected: each
-is one interval. One seed has no interval. Over several games, each seed has the interquartile mean over its games, and seeds
-are the sample: masks and initial weights of a seed are the same in every game. `python -m checks.simulate_studies` measures
-how often these intervals cover the truth.
+are the exploratory arms and the trends, which are least-squares slopes over the rates below {CONTROLS:g}. Positive controls,
+and variants against plain cuts, are such families too. Changes are in points where a mean return is below 0 before or after
+the cut, as in Pong: 0 is no floor there. The intervals of late return, final network, shock and single bins are not corrected:
+each is one interval. One seed has no interval. Over several games, each seed has the interquartile mean over its games, and
+seeds are the sample: masks and initial weights of a seed are the same in every game. `python -m checks.simulate_studies`
+measures how often these intervals cover the truth.
 
-Noise. The declared difference is arm - {1 - MARGIN:g} x dense of a seed. Its deviation is estimated from what remains of arms
-by seeds after an effect of each arm and of each seed, in per cent of the arm's mean, pooled over arms. A second estimate is
-from equal continuations (A/A, forks). They may deviate less, since they do not show how seeds differ in what a cut does to
-them. From a deviation come the power of the declared test and the seeds that it needs.
+Noise. What the declared test is made of is arm - {1 - MARGIN:g} x dense of each seed. Its deviation is estimated from the pairs
+of {name_of(DECLARED)} themselves, as the interval of its change is. A second estimate is from what remains of arms by seeds
+after an effect of each arm and of each seed, in per cent of the arm's mean, pooled over arms. A third is from equal
+continuations (A/A, forks). They may deviate less, since they do not show how seeds differ in what a cut does to them. From a
+deviation come the power of the test and the seeds that it needs. Where the first is far below the others, the seeds may agree
+by luck, and the interval of the change may be too narrow.
 
 No skill. Uniform random play and every action held all the time (epsilon 0.01), whole games. An evaluation whose commonest
 action has a share of {100 * HELD:g} % or more is called a held action. Distinct games differ in return or
@@ -61,17 +66,20 @@ A dash is what was not measured, or what there is too little for. Forked arms ra
 start: their speeds are of different parts of the training.
 """
 
+HOLLOW = "Hollow: fewer seeds than dense, so compare such an arm with dense in the figures of changes."
 CAPTIONS = {
     "difference": "Change of the training return against the dense twin, in tenths of the steps after the cut: mean and, of "
     "several seeds, 95 % interval per tenth. A/A: equal continuations.",
-    "return_against_rate": "Return after the cut: mean and, of several seeds, 95 % interval, one dot per seed; dotted: dense.",
+    "return_against_rate": "Return after the cut: mean and, of several seeds, 95 % interval, one dot per seed; dotted: dense. "
+    + HOLLOW,
     "size": "Return after the cut against the parameters that are left, the bytes of the packed file and the speed after "
     "the cut: mean and, of several seeds, 95 % interval, dots. Arms of one size stand side by side. Drawn where units were "
-    "removed or a small network was trained.",
+    "removed or a small network was trained. " + HOLLOW,
     "change_against_rate": "Change against the dense twin in the three returns, and the shock: mean and, of several seeds, "
-    "95 % interval, one dot per seed. Arms of one rate stand side by side.",
+    "95 % interval, one dot per seed, all in per cent of the dense mean. Arms of one rate stand side by side. Hollow: an arm "
+    "with fewer seeds than dense.",
     "moments": "Evaluations before the cut, right after it (after the last of several) and at the end: mean and, of several "
-    "seeds, 95 % t interval, dots.",
+    "seeds, 95 % t interval, dots. " + HOLLOW,
     "training": "Training return, mean of the last {window} games, mean of the seeds; dotted: the cut.",
     "losses": "Losses: mean of the seeds, raw (faint) and averaged over {window} logged rows; dotted: the cut.",
     "sparsity": "Sparsity of each tensor after the cut.",
@@ -80,6 +88,7 @@ CAPTIONS = {
 }
 """of the figures below the first screen, by the beginning of their names, in their order on the page"""
 HEADLINE = "{label}: training return in tenths of the steps before and after the cut, and its change against dense. "
+HEADLINE += "Of the seeds of the declared arm, where there is one. "
 HEADLINE += "Band: 95 % interval, from two seeds on, cut off where it is wide. A/A: equal continuations."
 CUT_OFF = "Where an interval is much longer than its figure, its ends are cut off. The tables have them."
 INSIDE = """Measured on the first 250 steps of two games that each network plays itself, and of the next game where one ends

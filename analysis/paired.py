@@ -88,12 +88,14 @@ def run_deviation(values: np.ndarray, arms: list, seeds: list) -> dict[str, tupl
 
     (of_all, df_all), (of_equals, df_equals) = left(np.hstack([arm, seed])), left(cell)
     sources = {"arms by seeds": (of_all - of_equals, df_all - df_equals), "equal continuations": (of_equals, df_equals)}
-    deviations = {}
-    for source, (squares, df) in sources.items():
-        if df and np.all(squares > 1e-18):
-            ends = (np.sqrt(squares / stats.chi2.ppf(p, df)) for p in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
-            deviations[source] = (np.sqrt(squares / df), *ends, df)
-    return deviations
+    known = {source: (squares, df) for source, (squares, df) in sources.items() if df and np.all(squares > 1e-18)}
+    return {source: deviation_interval(squares, df) for source, (squares, df) in known.items()}
+
+
+def deviation_interval(squares: np.ndarray, df: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Standard deviation from a sum of squares with df degrees of freedom, the ends of its 95 % interval, and df."""
+    ends = (np.sqrt(squares / stats.chi2.ppf(p, df)) for p in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
+    return np.sqrt(squares / df), *ends, df
 
 
 def power(seeds, deviation, loss: float = 0.0) -> np.ndarray:

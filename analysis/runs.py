@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import paired
-from analysis.design import BINS, DESIGN
+from analysis.design import BINS, DESIGN, MEASURING
 from prune_utils.basics import UserError
 from prune_utils.run import CRITERIA, NEUTRAL, OF_THE_CUT, arm
 
@@ -136,7 +136,8 @@ class Run:
         return {name: value for name, value in self.options.items() if name not in others and value is not None}
 
     def study_key(self, ignored: tuple[str, ...] = ()) -> str:
-        design = {name: float(value) if type(value) is int else value for name, value in self.design(ignored).items()}
+        design = self.design((*ignored, *MEASURING))
+        design = {name: float(value) if type(value) is int else value for name, value in design.items()}
         return json.dumps({"algorithm": self.algorithm} | design, sort_keys=True)  # 1 and 1.0 are one value
 
 
@@ -200,7 +201,9 @@ def read_run(folder: Path) -> Run | Named:
                 ensure(type(options[name]) in types, f"config.json has the {name} {options[name]!r}")
             for name in RESOLVED:
                 ensure(name in resolved, f"config.json has no resolved {name}")
-            versions = config.get("versions", {})  # older ones have none
+            fork_seed = options.get("fork_seed")  # older ones have none, and no versions either
+            ensure(fork_seed is None or type(fork_seed) is int, f"config.json has the fork_seed {fork_seed!r}")
+            versions = config.get("versions", {})
             ensure(isinstance(versions, dict), f"config.json has the versions {versions!r}")
             if algorithm not in DESIGN:
                 return Named("unknown", folder.name, f"the analysis knows no algorithm {algorithm}")

@@ -48,8 +48,19 @@ class Arm:
     def values(self, measure: Callable[[Run], float | None]) -> np.ndarray:
         return np.array(list(self.by_seed(measure).values()), float)
 
+    def quantity_by_seed(self, name: str) -> dict[int, float]:
+        """The number of each seed whose runs all have it."""
+        means = {seed: of_runs(name, runs) for seed, runs in self.runs.items()}
+        return {seed: value for seed, value in means.items() if not np.isnan(value)}
+
     def quantity(self, name: str) -> np.ndarray:
-        return self.values(lambda run: run.value(name))
+        return np.array(list(self.quantity_by_seed(name).values()), float)
+
+    @property
+    def shares(self) -> bool:
+        """Whether its changes may be shares: not where a mean return is below 0 on the way, as in Pong, whose 0 is no floor."""
+        runs = [run for of_seeds in (self.runs, self.twins) for runs in of_seeds.values() for run in runs]
+        return not any((run.bins < 0).any() or (run.bins_before < 0).any() for run in runs)
 
     def pairs(self, quantity: str) -> dict[int, tuple[float, float]]:
         """For each seed its number and what it is compared with: the twins or, of the shock, the network before it."""
@@ -59,12 +70,17 @@ class Arm:
             sides = [(quantity, runs), (quantity, twins)]
             if quantity == "shock":
                 sides = [("after_prune", runs), ("before_prune", runs)]
-            pairs[seed] = tuple(mean(of, lambda run, name=name: run.value(name)) for name, of in sides)
+            pairs[seed] = tuple(of_runs(name, of) for name, of in sides)
         return {seed: pair for seed, pair in pairs.items() if not np.isnan(pair).any()}
 
     def contrast(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         """The pairs as two arrays, one number per seed each."""
         return tuple(np.array(list(self.pairs(quantity).values()), float).reshape(-1, 2).T)
+
+
+def of_runs(quantity: str, runs: list[Run]) -> float:
+    """Mean over runs; nan where one of them lacks the number, for what it lacks is no chance."""
+    return float(np.mean([run.value(quantity) for run in runs]))
 
 
 def mean_bins(of_seeds: Iterable[list[Run]], name: str = "bins") -> np.ndarray:
@@ -137,8 +153,9 @@ class Study:
     @property
     def off_design(self) -> dict:
         """Options of all its runs that are not those of the declared design."""
-        design = DESIGN[self.first.algorithm]
-        return {name: value for name, value in sorted(self.first.design().items()) if value != design.get(name)}
+        design, shared = DESIGN[self.first.algorithm], [run.design() for run in self.runs]
+        own = {name: value for name, value in sorted(shared[0].items()) if value != design.get(name)}
+        return {name: value for name, value in own.items() if all(options.get(name) == value for options in shared)}
 
     @property
     def declares(self) -> bool:
@@ -169,6 +186,7 @@ def group(runs: list[Run]) -> list[Study]:
         pruned = [other for other in studies.values() if other is not study and any(run.rate for run in other.runs)]
         width = ("hidden_size", "width")
         hosts = [other for other in pruned if other.first.study_key(width) == study.first.study_key(width)]
+        hosts = [host for host in hosts if all(study.first.options[name] <= host.first.options[name] for name in width)]
         if hosts and all(run.kind == "none" for run in study.runs):
             for run in study.runs:
                 own = {name: run.options[name] for name in width if run.options[name] != hosts[0].first.options[name]}
@@ -183,7 +201,7 @@ def label_studies(studies: list[Study]) -> None:
     """Algorithm and game, then the options in which studies of one report differ."""
     for study in studies:
         designs = [other.first.design() for other in studies if other.first.algorithm == study.first.algorithm]
-        own = {name: value for name, value in sorted(study.first.design().items()) if name != "env_id"}
+        own = {name: value for name, value in sorted(study.first.design().items()) if name not in {"env_id", *MEASURING}}
         options = [f"{name} {value}" for name, value in own.items() if any(design.get(name) != value for design in designs)]
         study.label = ", ".join([study.first.algorithm.upper(), study.first.env_id, *options])
 

@@ -3,8 +3,15 @@
 import numpy as np
 import pandas as pd
 
+from analysis.design import MARGIN
+
 SCORE = "score"
 """the format of a return: whole from 100 on, with one decimal below, for games that are won by a few points"""
+
+
+def in_points(row: dict, name: str) -> bool:
+    """Whether a change is told in points: where the share has no interval, or in one pair no value."""
+    return f"{name}_points" in row and pd.isna(row[f"{name}_low"]) and not (row["pairs"] == 1 and pd.notna(row[name]))
 
 
 def number(value, spec: str = SCORE, infinite: str = "never") -> str:
@@ -76,7 +83,8 @@ COLUMNS = {
     "change~": ("95 % interval of the change", "+.1%"),
     "iqm": ("mean over seeds of the interquartile mean over games", "+.1%"),
     "iqm~": ("95 % interval", "+.1%"),
-    "deviation": ("deviation of the declared difference", ".1%"),
+    "left_out": ("left out: returns not all above 0", ""),
+    "deviation": (f"deviation of arm - {1 - MARGIN:g} x dense", ".1%"),
     "deviation~": ("95 % interval", ".1%"),
     "df": ("degrees of freedom", ".0f"),
     "power": ("power with these seeds if nothing is lost", ".0%"),
@@ -129,11 +137,11 @@ VIEWS = {
     "after_prune not_above_no_skill",
     "no_skill": "game what policy epsilon games mean mean~",
     "evaluations": "study arm moment networks mean games distinct commonest_action held not_above_no_skill",
-    "noise": "study source runs deviation deviation~ df pairs power needed needed~",
+    "noise": "study source deviation deviation~ df pairs power needed needed~",
     "trend": "study criterion role rates pairs " + " ".join(TREND),
     "bins": "study arm bin mean pairs change change~",
     "recovery": "study arm seeds runs level back steps_until_back area area_share",
-    "aggregate": "studies arm games seeds iqm iqm~",
+    "aggregate": "studies arm games seeds iqm iqm~ left_out",
     "costs": "study arm seeds runs total kept zeros emptied disk_* resident_bytes multiply_adds_dense multiply_adds_nonzero "
     "agent_steps_per_second_while_learning agent_steps_per_second_before_cut agent_steps_per_second_after_cut "
     "peak_ram_bytes peak_gpu_bytes",
@@ -155,13 +163,20 @@ def view(name: str, rows: list[dict]) -> pd.DataFrame:
     for column in VIEWS[name].replace("disk_*", " ".join(sizes)).split():
         size = (f"bytes, {column.removeprefix('disk_').replace('_', ' ')}", ",.0f")
         heading, spec = columns.get(column, size)
-        if column.endswith("~"):
-            cells[heading] = [span(row, column.removesuffix("~"), spec) for row in rows]
-        else:
-            cells[heading] = [
-                number(row.get(column), spec, "more than 1,000" if column == "needed" else "never") for row in rows
-            ]
+        cells[heading] = [cell(row, column, spec) for row in rows]
     return pd.DataFrame({heading: column for heading, column in cells.items() if set(column) - {"-", ""}})
+
+
+def cell(row: dict, column: str, spec: str) -> str:
+    """A number, or with ~ an interval; a change that is no share in points."""
+    name, unit = column.removesuffix("~"), ""
+    if in_points(row, name):
+        name, spec, unit = f"{name}_points", "+,.1f", " points"
+    if column.endswith("~"):
+        told = span(row, name, spec)
+    else:
+        told = number(row.get(name), spec, "more than 1,000" if name == "needed" else "never")
+    return told + unit * (told != "-")
 
 
 def markdown(table: pd.DataFrame) -> str:

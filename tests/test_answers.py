@@ -59,6 +59,36 @@ def test_fewer_than_three_seeds_have_no_answer(tmp_path):
     assert " is seen" not in sentences and " is excluded" not in sentences
 
 
+def test_an_answer_from_fewer_seeds_than_planned_is_one_so_far(tmp_path):
+    arms = {"none": [*DENSE, 105.0], "l1-0.5": [*SURE, 104.0]} | CONTROL
+    told = "Yes, so far (4 of 6 planned seeds): a loss of 10 % or more is excluded. "
+    assert QUESTION + told in said(tmp_path, arms, algorithm="ppo")
+    arms = {arm: scores + scores for arm, scores in ({"none": DENSE, "l1-0.5": SURE} | CONTROL).items()}
+    assert QUESTION + "Yes: a loss of 10 % or more is excluded. " in said(tmp_path / "six", arms, algorithm="ppo")
+
+
+def test_a_seed_whose_agent_is_stuck_takes_the_answer_and_a_seed_without_a_pair_is_named_beside_it(tmp_path):
+    runs = study(tmp_path / "runs", {"none": [*DENSE, 105.0], "l1-0.5": SURE} | CONTROL)
+    write_run(runs, arm="l1-0.5", seed=4, finished=False)
+    conclude(runs)
+    told = text(tmp_path / "report of runs")
+    assert QUESTION + "Yes: " in told and ", 3 seeds). It has no pair in seed 4.\n" in told
+    write_run(runs, arm="none", seed=5)
+    stuck = [(step, 105.0 if step <= 1000 else 1.0) for step in range(10, 1801, 10)]  # no game in the last two tenths
+    write_run(runs, arm="l1-0.5", seed=5, training=stuck)
+    conclude(runs)
+    told = text(tmp_path / "report of runs")
+    assert QUESTION + "There is no answer: the comparison would leave out seed 5: no game ended in a tenth of the steps" in told
+    assert ", 3 seeds). It has no pair in seed 4, 5.\n" in told
+
+
+def test_a_fork_without_a_return_takes_its_seed_with_it(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": SURE} | CONTROL)
+    write_run(runs, arm="l1-0.5-fork1", seed=3, training=[(step, 103.0) for step in range(10, 1801, 10)])
+    assert row(conclude(runs)["changes"], "l1-0.5").pairs == 2
+    assert "No return after the cut of l1 at 0.5 (seed 3 fork 1): no game ended" in text(tmp_path / "report of runs")
+
+
 def test_one_seed_has_numbers_and_no_interval_and_the_sentences_say_why(tmp_path):
     sentences = said(tmp_path, {"none": [100.0], "l1-0.5": [90.0], "none-fork1": [100.0]})
     assert "it takes 3 seeds, and there is 1. Return after the cut of l1 at 0.5: -10.0 % in one seed." in sentences
@@ -86,6 +116,11 @@ def test_a_positive_control_that_shows_no_loss_takes_the_answer_and_is_named(tmp
     assert re.search(told, sentences)
     one_of_two = {"none": DENSE, "l1-0.5": SURE, "l1-0.9": [108.0, 95.0, 140.0], "random-0.9": LOST}
     assert QUESTION + "Yes: " in said(tmp_path / "two", one_of_two)
+    # -2.5 -4.5 -3.5: standard error .577; alone its interval ends below 0 (t 4.303), as one of four it does not (t 8.86)
+    luck = {"none": DENSE, "l1-0.5": SURE, "random-0.9": [97.5, 105.5, 116.5]}
+    assert QUESTION + "Yes: " in said(tmp_path / "alone", luck)
+    luck |= {arm: [108.0, 95.0, 140.0] for arm in ("l1-0.9", "l1-0.92", "random-0.92")}
+    assert "There is no answer: no positive control shows a loss" in said(tmp_path / "luck", luck)
 
 
 def test_a_variant_at_the_rate_of_a_positive_control_may_lose_nothing(tmp_path):
@@ -116,10 +151,22 @@ def test_the_declared_study_is_that_of_the_default_options_whatever_folder_is_gi
     table = conclude(runs)["changes"]
     declared = table[table.role == "declared"]
     assert declared.study.tolist() == [
-        "DQN, SpaceInvadersNoFrameskip-v4, eval_episodes 100, total_timesteps 2000000",
+        "DQN, SpaceInvadersNoFrameskip-v4, total_timesteps 2000000",
         "PPO, SpaceInvadersNoFrameskip-v4",
     ]
     assert told in text(tmp_path / "report of runs") and set(table[table.arm == "l1-0.9"].role) == {"positive control"}
+
+
+def test_seeds_with_other_numbers_of_evaluation_games_are_one_study(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": SURE} | CONTROL)
+    for seed, episodes in ((1, 20), (2, 30)):
+        for folder in runs.glob(f"*__s{seed}"):
+            config = json.loads((folder / "config.json").read_text())
+            config["options"] |= {"eval_episodes": episodes}
+            (folder / "config.json").write_text(json.dumps(config))
+    conclude(runs)
+    told = text(tmp_path / "report of runs")
+    assert told.count(QUESTION) == 1 and "Yes: " in told and "options of all runs off their default: none; " in told
 
 
 def test_exploratory_runs_with_a_dense_run_of_their_own_do_not_take_the_declared_pair_away(tmp_path):
@@ -164,6 +211,17 @@ def test_exploratory_intervals_are_simultaneous_and_a_loss_is_seen_only_by_them(
 def test_where_dense_returns_are_below_0_differences_are_told_in_points(tmp_path):
     sentences = said(tmp_path, {"none": [-20.0, -18.0, -19.0], "l1-0.8": [-21.0, -19.0, -20.5]})
     assert re.search(r"l1 at 0.8: -1.2 points \(95 % interval -1.9 to -0.4, 3 seeds\). A loss of 0.4 points or more", sentences)
+    table = (tmp_path / "report of runs" / "changes.md").read_text()
+    assert table.count("-1.2 points | -1.9 to -0.4 points") == 3  # return after the cut, late return and final network
+
+
+def test_returns_below_0_before_the_cut_are_enough_for_points(tmp_path):
+    for arm, scores in {"none": [1.0, 1.2, 1.1], "l1-0.8": [0.3, 0.5, 0.2]}.items():
+        for seed, score in enumerate(scores, 1):
+            training = [(step, -20.0 if step <= 1000 else score) for step in range(10, 2001, 10)]
+            write_run(tmp_path / "runs", arm=arm, seed=seed, training=training)
+    conclude(tmp_path / "runs")
+    assert "Exploratory: l1 at 0.8: -0.8 points (95 % interval " in text(tmp_path / "report of runs")
 
 
 def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_reported(tmp_path):
@@ -175,12 +233,14 @@ def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_re
 
 def test_the_noise_says_how_many_seeds_the_declared_test_needs(tmp_path):
     sentences = said(tmp_path, {"none": DENSE, "l1-0.5": L1, "random-0.5": [70.0, 90.0, 95.0]})
-    told = (
-        r"Noise, from arms by seeds: from seed to seed the declared difference has a standard deviation of [\d.]+ % of dense "
-    )
+    told = r"Noise, from arms by seeds: from seed to seed, arm - 0.9 x dense has a standard deviation of [\d.]+ % of dense "
     told += r"\(95 % interval [\d.]+ to [\d.]+, 4 degrees of freedom\)\. "
-    told += r"For 80 % power where nothing is lost, the declared test needs \d+ seeds \(\d+ to \d+\)\. "
+    told += r"For 80 % power where nothing is lost, a test of l1 at 0.5 needs \d+ seeds \(\d+ to \d+\)\. "
     assert re.search(told + r"With 3 seeds it has \d+ %\.", sentences)
+    # 90 105 96 - 0.9 (100 110 120) = 0 6 -12: mean -2, squares 4 64 100; sqrt(168 / 2) / 110 = 8.3 %
+    assert (
+        "Noise, from the pairs of l1-0.5: from seed to seed, arm - 0.9 x dense has a standard deviation of 8.3 %" in sentences
+    )
     one = said(tmp_path / "one", {"none": [100.0], "none-fork1": [104.0], "l1-0.5": [90.0]})
     assert "Noise, from equal continuations: " in one and "1 degree of freedom). " in one
 
@@ -222,7 +282,7 @@ def test_an_evaluation_of_a_held_action_is_marked(tmp_path):
     study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1}, shares={"final": 0.4, "after_prune": 0.4})
     study(tmp_path / "runs", {"random-0.5": L1}, shares={"final": 0.4, "after_prune": 0.991})
     tables = conclude(tmp_path / "runs")
-    told = "Evaluations of held actions: random at 0.5 right after the cut (3 of 3 networks).\n"
+    told = "Evaluations that are, or may be, of held actions: random at 0.5 right after the cut (3 of 3 networks).\n"
     assert told in text(tmp_path / "report of runs")
     found = tables["evaluations"][tables["evaluations"].arm == "random-0.5"].set_index("moment")
     assert found.commonest_action.to_dict() == pytest.approx(
@@ -236,7 +296,8 @@ def test_many_games_of_which_few_are_distinct_are_marked_where_the_actions_were_
     study(tmp_path / "runs", {"none": [75.0], "l1-0.5": [75.0]}, **games, after=list(range(60, 110)))
     study(tmp_path / "runs", {"random-0.8": [50.0]}, **games, after=[60.0, 61.0] * 25)
     conclude(tmp_path / "runs")
-    told = "Evaluations of held actions: random at 0.8 right after the cut (perhaps: only 2 of 50 games are distinct).\n"
+    told = "Evaluations that are, or may be, of held actions: random at 0.8 right after the cut (perhaps: only 2 of 50 "
+    told += "games are distinct).\n"
     assert told in text(tmp_path / "report of runs")
 
 

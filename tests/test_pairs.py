@@ -223,6 +223,17 @@ def test_a_small_dense_network_is_a_control_and_no_twin(tmp_path):
     assert list(named(tables).values()) == ["missing: no run of seed 3; seeds 1, 2, 3 are in the study"]
 
 
+def test_a_larger_dense_network_is_no_control_of_a_small_study(tmp_path):
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.8": L1}, width=0.5)
+    study(tmp_path / "runs", {"none": DENSE})
+    told = conclude(tmp_path / "runs")["returns"]
+    assert dict(zip(told.study, told.role, strict=True)).keys() == {
+        "DQN, SpaceInvadersNoFrameskip-v4, width 0.5",
+        "DQN, SpaceInvadersNoFrameskip-v4, width 1.0",
+    }
+    assert set(told.role) == {"dense", "exploratory"}
+
+
 def test_a_run_that_is_there_twice_is_counted_once_and_named(tmp_path):
     study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
     copied = tmp_path / "runs" / "A copy"  # the first in the order of paths, but fewer arms can be paired with it

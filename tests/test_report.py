@@ -118,6 +118,8 @@ def test_a_game_whose_returns_are_not_all_above_0_has_no_share_in_the_mean_over_
         study(tmp_path / "runs", {"none": dense, "l1-0.5": dense[::-1]}, env_id=f"{env_id}NoFrameskip-v4")
     tables = conclude(tmp_path / "runs")
     assert tables["aggregate"].games.tolist() == [2]
+    told = ", the interquartile mean over games of each seed, without PongNoFrameskip-v4, whose returns are not all above 0."
+    assert told in text(tmp_path / "report of runs")
     assert not tables["noise"].study.str.contains("Pong").any()
 
 
@@ -246,6 +248,7 @@ BREAK = {
     ),
     "curves.csv has losses/td_loss nan at step 1,500": lambda folder: change_curve(folder, "1500,losses/td_loss", "nan"),
     "config.json has no resolved precision": lambda folder: change_config(folder, "resolved", "precision"),
+    "config.json has the fork_seed 'one'": lambda folder: change_config(folder, "options", fork_seed="one"),
     "curves.csv has no row prune/sparsity": lambda folder: (folder / "curves.csv").write_text(
         (folder / "curves.csv").read_text().replace("prune/sparsity", "prune/density")
     ),
@@ -502,7 +505,40 @@ def test_a_seed_without_games_in_a_tenth_is_not_counted_and_named(tmp_path):
     assert row(tables["returns"], "l1-0.5").seeds == 3 and row(tables["returns"], "l1-0.5").after_cut_seeds == 2
     assert set(tables["noise"].pairs) == {2}
     told = text(tmp_path / "report of runs")
-    assert "No return after the cut of l1 at 0.5 (seed 3): no game ended in a tenth of the steps after it." in told
+    assert "No return after the cut of l1 at 0.5 (seed 3): no game ended in a tenth of the steps after the cut, because" in told
+
+
+def test_an_arm_that_lacks_seeds_of_dense_is_hollow_and_no_line_leads_to_it(tmp_path, drawn, monkeypatch):
+    markers, lines = [], []
+
+    def look(figure, out, name):
+        figures.plt.close(figure)
+        if name == "return_against_rate":
+            shown = [line for line in figure.axes[0].lines if len(line.get_xdata()) and line.get_marker() == "o"]
+            markers.extend(line.get_markerfacecolor() == "none" for line in shown)
+            lines.extend(
+                list(line.get_xdata()) for line in figure.axes[0].lines if line.get_alpha() == 0.6 and len(line.get_xdata()) > 1
+            )
+
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.1": L1[:1], "l1-0.5": L1, "l1-0.8": L1})
+    monkeypatch.setattr(figures, "save", look)
+    conclude(tmp_path / "runs")
+    assert markers == [True, False, False]
+    assert [0.5, 0.8] in lines and not any(0.1 in line for line in lines)
+
+
+def test_the_headline_draws_dense_in_the_seeds_of_the_declared_arm(tmp_path, drawn, monkeypatch):
+    shown = {}
+
+    def look(figure, out, name):
+        figures.plt.close(figure)
+        if name.startswith("headline"):
+            shown.update({line.get_label(): line.get_ydata()[-1] for line in figure.axes[0].lines})
+
+    study(tmp_path / "runs", {"none": [100.0, 110.0, 600.0], "l1-0.5": [90.0, 99.0]})
+    monkeypatch.setattr(figures, "save", look)
+    conclude(tmp_path / "runs")
+    assert (shown["dense"], shown["l1-0.5"]) == (105, 94.5)
 
 
 def test_arms_of_one_size_are_those_within_a_distance_of_the_smallest():
