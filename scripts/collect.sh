@@ -7,11 +7,16 @@ set -euo pipefail
 [[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 (($# > 1)) || { sed -n '2,/^set/s/^# //p' "$0" >&2 && exit 2; }
 
-[[ ! -e $1/config.json ]] || { echo "error: $1 is a run, and no folder for copies" >&2 && exit 2; }
+[[ ! -e $1/config.json ]] || { echo "error: $1 is a run folder: name a folder for the copies first" >&2 && exit 2; }
 
 files=(config.json eval.csv curves.csv.gz summary.json) # in this order: a copy with a summary is whole
+runs=()
 for run in "${@:2}"; do
-  [[ -d $run ]] || { echo "error: no such run folder: $run" >&2 && exit 2; }
+  [[ ! -f $run ]] || continue # such as the NAME.log of a sweep, given by runs/*
+  [[ -e $run/config.json ]] || { echo "error: no run folder (it has no config.json): $run" >&2 && exit 2; }
+  runs+=("$run")
+done
+for run in "${runs[@]}"; do
   if [[ ! -e $run/summary.json ]]; then
     echo "not finished: $run" >&2
     continue
@@ -20,7 +25,7 @@ for run in "${@:2}"; do
   [[ ! $run -ef $copy ]] || { echo "error: $copy is the run itself" >&2 && exit 2; }
   for file in "${files[@]}"; do
     if [[ -e $copy/$file ]] && ! cmp -s "$run/config.json" "$copy/config.json"; then
-      echo "error: $copy is another run" >&2
+      echo "error: $copy already holds another run" >&2
       exit 2
     fi
   done

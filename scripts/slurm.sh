@@ -15,6 +15,7 @@ cd "$(dirname "$0")/.."
 export RUNS_DIR=${RUNS_DIR:-runs}
 commands=$(DRY_RUN=1 "$@")
 [[ ${DRY_RUN:-0} != 1 ]] || { echo "$commands" && exit; }
+command -v sbatch >/dev/null || { echo "error: sbatch is not there: submit from a machine of a Slurm cluster" >&2 && exit 2; }
 mkdir -p "$RUNS_DIR"
 list=$(mktemp "$RUNS_DIR/slurm-XXXXXX.txt")
 echo "$commands" >"$list"

@@ -19,7 +19,9 @@ trap '' PIPE # output that nobody reads ends no training
 cd "$(dirname "$0")/.."
 
 export RUNS_DIR=${RUNS_DIR:-runs} GPUS
-plan=$("${PYTHON:-.venv/bin/python}" -m checks.plan_sweep "$@") # jobs, GPUs, dashboard; then NAME DENSE_NAME COMMAND...
+python=${PYTHON:-.venv/bin/python}
+command -v "$python" >/dev/null || { echo "error: PYTHON must be a Python with requirements.txt, got $python" >&2 && exit 2; }
+plan=$("$python" -m checks.plan_sweep "$@") # jobs, GPUs, dashboard; then NAME DENSE_NAME COMMAND...
 read -r jobs GPUS dashboard <<<"$plan"
 list=$(tail -n +2 <<<"$plan")
 if [[ ${DRY_RUN:-0} == 1 ]]; then
@@ -36,12 +38,12 @@ work() {
   local name=$1 dense=$2 code=75 ended=finished stopped=
   shift 2
   if [[ ${*: -1} == --until-cut ]]; then
-    [[ ! -e $RUNS_DIR/$dense/prune_point.pt ]] || return 0
+    [[ ! -e $RUNS_DIR/$dense/prune_point.pt && ! -e $RUNS_DIR/$dense/summary.json ]] || return 0
     ended="paused"
   elif [[ ! -e $RUNS_DIR/$dense/prune_point.pt && ! -e $RUNS_DIR/$name/summary.json ]]; then
     [[ $name != "$dense" ]] || return 0 # phase one has named it
     if [[ ! -e $RUNS_DIR/$name/checkpoint.pt ]]; then
-      echo "failed $name (not started: $RUNS_DIR/$dense has no prune point; if that run is finished, delete it)"
+      echo "failed $name (not started: $RUNS_DIR/$dense has no prune_point.pt; if it is finished, move it away to train it again)"
       return 0
     fi
   fi
@@ -95,6 +97,6 @@ trap 'kill -TERM -- "-$(jobs -p)"' TERM INT HUP
 code=0
 wait $! || code=$?
 while [[ -n $(jobs -pr) ]]; do wait $! || code=$?; done # a signal ends the first wait early
-[[ $code != 0 ]] || echo "their report: $(printf '%q ' "${PYTHON:-.venv/bin/python}" -m analysis "$RUNS_DIR")" 2>/dev/null || true
+[[ $code != 0 ]] || echo "their report: $(printf '%q ' "$python" -m analysis "$RUNS_DIR")" 2>/dev/null || true
 [[ -z $dashboard || $code == 143 ]] || echo "the W&B view and report of these runs: $dashboard" 2>/dev/null || true
 exit "$code"

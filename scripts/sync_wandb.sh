@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
 # Upload offline W&B runs. Files that a kill has torn are mended first. A run that still trains is named and left alone.
 #   scripts/sync_wandb.sh                  all runs in runs/
-#   scripts/sync_wandb.sh runs/NAME...     these; a folder that is not a run's stands for all runs in it
+#   scripts/sync_wandb.sh runs/NAME...     these, and those in folders below
 # Needs a key (`wandb login` or WANDB_API_KEY). What is uploaded is marked (.synced) and not sent again. Exit code 1: some runs
 # could not be uploaded; they are named. Environment variables: PYTHON=.venv/bin/python and those of W&B.
 set -euo pipefail
 [[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 scripts=$(dirname "$0")
 python=${PYTHON:-$scripts/../.venv/bin/python}
+command -v "$python" >/dev/null || { echo "error: PYTHON must be a Python with requirements.txt, got $python" >&2 && exit 2; }
 shopt -s nullglob
 (($# > 0)) || set -- "$scripts"/../runs
-folders=()
 for folder in "$@"; do
-  [[ -d $folder ]] || { echo "error: no such folder: $folder" >&2 && exit 2; }
-  if [[ -e $folder/config.json ]]; then folders+=("$folder"); else folders+=("${folder%/}"/*/); fi
+  [[ -e $folder ]] || { echo "error: no such folder: $folder" >&2 && exit 2; }
 done
+mapfile -t folders < <(find "$@" -name config.json -printf '%h\n' | sort) # of runs, at any depth
 
 # Half a minute of trying is enough to say that there is no server; by default it takes many minutes.
 export WANDB_X_GRAPHQL_RETRY_MAX=${WANDB_X_GRAPHQL_RETRY_MAX:-4} WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS=5
 failed=0 found=0
-for folder in "${folders[@]%/}"; do
+for folder in "${folders[@]}"; do
   if [[ -e $folder/.lock ]] && ! flock -n "$folder/.lock" true; then # what is uploaded now would be all that is ever sent
     echo "still running: $folder" >&2
     found=1

@@ -142,10 +142,11 @@ def collect(*words) -> subprocess.CompletedProcess:
 def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_that_is_not_finished(small_run, tmp_path):
     run, unfinished = small_run("ppo", prune_type="none"), tmp_path / "half"
     unfinished.mkdir()
+    (unfinished / "config.json").touch(), (tmp_path / "half.log").touch()  # a sweep leaves one beside each run
     (tmp_path / "one" / run.name).mkdir(parents=True)
     (tmp_path / "one" / run.name / "config.json.part").write_text("of a copy that was killed")
     for study in ("one", "two"):
-        done = collect(tmp_path / study, run, unfinished)
+        done = collect(tmp_path / study, run, unfinished, tmp_path / "half.log")
         assert done.returncode == 0 and done.stderr == f"not finished: {unfinished}\n"
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / study / run.name).iterdir()} for study in ("one", "two"))
     assert one == two and one.keys() == {"config.json", "summary.json", "eval.csv", "curves.csv.gz"}
@@ -153,8 +154,11 @@ def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_t
     assert all(data == (run / name).read_bytes() for name, data in one.items())
     assert [path.name for path in (tmp_path / "one").iterdir()] == [run.name]
     assert collect().returncode == 2
+    done = collect(tmp_path / "five", run, tmp_path)  # the folder of runs, and nothing is copied before it is refused
+    assert done.returncode == 2 and "error: no run folder (it has no config.json): " in done.stderr
+    assert not (tmp_path / "five").exists()
     done = collect(run, run)  # the folder for copies was forgotten
-    assert done.returncode == 2 and done.stderr == f"error: {run} is a run, and no folder for copies\n"
+    assert done.returncode == 2 and done.stderr == f"error: {run} is a run folder: name a folder for the copies first\n"
     bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / "three"), ".", cwd=run)  # the run that one stands in
     assert collect(tmp_path / "four", tmp_path / "three" / run.name).returncode == 0  # what was collected before
     assert (tmp_path / "four" / run.name / "curves.csv.gz").exists()
@@ -173,7 +177,10 @@ def test_collect_deletes_nothing_and_replaces_only_files_of_the_same_run(small_r
     assert itself.returncode == 2 and "is the run itself" in itself.stderr
     (copy / "config.json").write_text("of another run")
     before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
-    for folder, message in ((run, "is another run"), (tmp_path / "nowhere", "no such run folder")):
+    for folder, message in (
+        (run, "already holds another run"),
+        (tmp_path / "nowhere", "no run folder (it has no config.json)"),
+    ):
         refused = collect(study, folder)
         assert refused.returncode == 2 and message in refused.stderr
     (copy / "config.json").unlink()  # whose files these are is not known

@@ -407,7 +407,7 @@ def test_arms_of_a_dense_run_that_fails_are_named_and_not_started_and_other_seed
     dense, arm = (next(iter(re.findall(rf"failed (\S+__{kind}__s1__\S+) ", printed)), "") for kind in ("none", "l1-0.5"))
     assert driver.returncode == 1 and "error: 2 of 4 runs failed" in errors, printed + errors
     assert f"failed {dense} (exit 137, see {tmp_path / dense}.log)\n" in printed
-    assert f"failed {arm} (not started: {tmp_path / dense} has no prune point" in printed and not (tmp_path / arm).exists()
+    assert f"failed {arm} (not started: {tmp_path / dense} has no prune_point.pt" in printed and not (tmp_path / arm).exists()
     assert sorted(re.findall(r"finished \S+prune__(.+?)__(s\d)__", printed)) == [("l1-0.5", "s2"), ("none", "s2")]
     done = run("ppo", *options, **environment)
     assert done.returncode == 0 and done.stdout.count("finished ") == 4, done.stdout + done.stderr
@@ -420,7 +420,7 @@ def test_arms_of_a_dense_run_that_was_stopped_alone_do_not_wait_for_it_and_the_s
     os.kill(process_of(f"__none__.*--runs-dir {tmp_path} "), signal.SIGTERM)
     printed, errors = driver.communicate(timeout=300)
     assert driver.returncode == 143 and "stopped: 3 of 3 runs are not finished" in errors, printed + errors
-    assert printed.count("has no prune point") == 2
+    assert printed.count("has no prune_point.pt") == 2
     done = run("ppo", *options, **matrix)
     assert done.returncode == 0 and done.stdout.count("finished ") == 3, done.stdout + done.stderr
 
@@ -449,7 +449,8 @@ def test_finished_arms_need_no_prune_point_and_others_are_named_with_what_to_do(
     (dense / "prune_point.pt").unlink(), (l1 / "summary.json").unlink()
     again = run("dqn", *options, **environment)
     assert again.returncode == 1
-    assert f"failed {l1.name} (not started: {dense} has no prune point; if that run is finished, delete it)" in again.stdout
+    told = f"failed {l1.name} (not started: {dense} has no prune_point.pt; if it is finished, move it away to train it again)"
+    assert told in again.stdout and "paused" not in again.stdout
     assert f"finished {random_.name}" in again.stdout and (random_ / "summary.json").exists()
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import random
 import subprocess
 import sys
@@ -83,21 +84,25 @@ def test_a_run_killed_and_resumed_online_leaves_every_row_and_no_other_on_the_se
 
 def test_a_folder_of_runs_stands_for_its_runs_one_that_still_writes_is_left_alone_and_named_and_no_folder_refused(tmp_path):
     runs = tmp_path / "runs"
-    running, empty = runs / "running", runs / "empty"
+    running, empty = runs / "pong" / "running", runs / "empty"
     for folder in (running, empty):
         (folder / "wandb" / "offline-run-1").mkdir(parents=True)
         (folder / "config.json").touch()
+    python = os.environ | {"PYTHON": sys.executable}
     (running / "wandb" / "offline-run-1" / "run-1.wandb").write_bytes(b"half a header and a torn record")
     with open(running / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for given in ([runs], [running, empty]):
-            done = subprocess.run(["bash", SYNC, *given], capture_output=True, text=True)
+        (runs / "empty.log").touch()  # a sweep leaves one beside each run
+        for given in ([runs], [running, empty, runs / "empty.log"]):
+            done = subprocess.run(["bash", SYNC, *given], env=python, capture_output=True, text=True)
             assert (done.returncode, done.stdout, done.stderr) == (0, "", f"still running: {running}\n")
     assert len(list(running.glob("wandb/*/*"))) == 1  # not mended either
     (tmp_path / "other").mkdir()
-    nothing = subprocess.run(["bash", SYNC, tmp_path / "other"], capture_output=True, text=True)
+    nothing = subprocess.run(["bash", SYNC, tmp_path / "other"], env=python, capture_output=True, text=True)
     assert (nothing.returncode, nothing.stdout) == (0, f"no offline W&B runs in: {tmp_path / 'other'}\n")
-    refused = subprocess.run(["bash", SYNC, tmp_path / "typo"], capture_output=True, text=True)
+    refused = subprocess.run(["bash", SYNC, tmp_path / "typo"], env=python, capture_output=True, text=True)
+    without = subprocess.run(["bash", SYNC, runs], env=os.environ | {"PYTHON": "nopython"}, capture_output=True, text=True)
+    assert (without.returncode, without.stderr) == (2, "error: PYTHON must be a Python with requirements.txt, got nopython\n")
     assert refused.returncode == 2 and refused.stderr == f"error: no such folder: {tmp_path / 'typo'}\n"
 
 
