@@ -72,7 +72,7 @@ class Args:
     fork_from: str | None = None
     """run folder of a dense run, to start at its cut; options of pruning may differ, but --prune-at may not"""
     fork_seed: int | None = None
-    """with --fork-from: new random numbers from the cut on; with --prune-type none as well, the run is the A/A control"""
+    """with --fork-from: new draws of actions, minibatches and random masks; with --prune-type none as well, the A/A control"""
     until_cut: bool = False
     """stop a dense run at its cut, keeping its prune point for forks; the same command without it continues"""
 
@@ -197,7 +197,7 @@ def cut_iterations(args: Args) -> list[int]:
 
 
 def rate_after(args: Args, cut: int) -> float:
-    """Share that is pruned after cut 1 to prune_cuts: r * (1 - (1 - cut / prune_cuts)^3) (https://arxiv.org/abs/1710.01878)."""
+    """Share pruned after a cut, counted from 1: r * (1 - (1 - cut / prune_cuts)^3) (https://arxiv.org/abs/1710.01878)."""
     return args.prune_rate * (1 - (1 - cut / args.prune_cuts) ** 3)
 
 
@@ -244,16 +244,15 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
 
     rates = erk_rates(tensors, rate) if scope == "erk" else dict.fromkeys(tensors, rate)
     counts = {name: round(rates[name] * len(t)) for name, t in flat.items()}
-    new_masks = {}
-    if scope == "global":
+    if scope == "global":  # of each tensor as many as l1 takes of it from all tensors together
         entries, old_mask = torch.cat(list(flat.values())), torch.cat(list(old_masks.values()))
         l1_mask = prune_until(round(rate * len(entries)), entries, old_mask, prune.L1Unstructured)
-        new_masks = dict(zip(flat, l1_mask.split([len(t) for t in flat.values()]), strict=True))
-        counts = {name: int((mask == 0).sum()) for name, mask in new_masks.items()}
-    if scope != "global" or prune_type != "l1":
-        for index, (name, t) in enumerate(flat.items()):
-            with seeded(seed + index):  # a seed per tensor: no draw shifts another's
-                new_masks[name] = prune_until(counts[name], t, old_masks[name], method)
+        parts = l1_mask.split([len(t) for t in flat.values()])
+        counts = {name: int((part == 0).sum()) for name, part in zip(flat, parts, strict=True)}
+    new_masks = {}
+    for index, (name, t) in enumerate(flat.items()):
+        with seeded(seed + index):  # a seed per tensor: no draw shifts another's
+            new_masks[name] = prune_until(counts[name], t, old_masks[name], method)
     return {name: torch.empty_like(t, dtype=torch.float32).copy_(new_masks[name].view_as(t)) for name, t in tensors.items()}
 
 
@@ -309,6 +308,7 @@ class ReplayBuffer:
         """Room for `buffer_size` transitions, and the first frames, obs (num_envs, 4, 84, 84)."""
         self.num_envs = num_envs = len(obs)
         self.slots = buffer_size // num_envs * num_envs
+        self.capacity = self.slots - num_envs  # transitions: those of the newest frames are not known yet
         self.frames = torch.empty(self.slots, 84, 84, dtype=torch.uint8, device=device)
         self.metadata = torch.zeros(self.slots, 5, dtype=torch.int8, device=device)
         self.head = 0  # the slot of the first game's newest frame; its action and reward are not known yet
@@ -326,13 +326,13 @@ class ReplayBuffer:
         self.head = (self.head + self.num_envs) % self.slots
         newest = self.head + np.arange(self.num_envs)
         self.ages = np.where(step.game_starts, 0, np.minimum(self.ages + 1, 3)).astype(np.int8)
-        self.size = min(self.size + self.num_envs, self.slots - self.num_envs)
+        self.size = min(self.size + self.num_envs, self.capacity)
         return {"obs": step.obs, "metadata": metadata, "slots": np.stack([completed, newest]), "window": self.window()}
 
     def window(self) -> np.ndarray:
         """First slot that may be sampled and how many may. In a full ring the four oldest of each game may not: the frames of
         their stacks, or of the transition before a truncated one, are overwritten."""
-        skipped = 4 * self.num_envs if self.size == self.slots - self.num_envs else 0
+        skipped = 4 * self.num_envs if self.size == self.capacity else 0
         return np.array([(self.head - self.size + skipped) % self.slots, self.size - skipped])
 
     def store(self, obs: torch.Tensor, metadata: torch.Tensor, slots: torch.Tensor) -> None:
@@ -360,7 +360,7 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict:
         """Each game's frames are compressed together, since consecutive ones resemble each other: 70-fold in SpaceInvaders."""
-        used = self.slots if self.size == self.slots - self.num_envs else self.head + self.num_envs
+        used = self.slots if self.size == self.capacity else self.head + self.num_envs
         compress = zstandard.ZstdCompressor(threads=cores()).compress
         games = [self.frames[k : used : self.num_envs].split(4096) for k in range(self.num_envs)]
         frames = [[compress(block.contiguous().cpu().numpy()) for block in game] for game in games]
@@ -381,9 +381,9 @@ def linear_schedule(start_e: float, end_e: float, duration: float, t: int) -> fl
     return end_e if t >= duration else start_e + (end_e - start_e) * t / duration
 
 
-def crossings(before: int, after: int, every: int) -> int:
-    """How many multiples of `every` lie in (before, after]: what is due when several games step at once."""
-    return after // every - before // every
+def crossings(before: int, after: int, every: int, start: int = 0) -> int:
+    """How many multiples of `every` lie in (before, after] and above `start`: what is due when several games step at once."""
+    return max(after, start) // every - max(before, start) // every
 
 
 def epsilon_greedy(q_values: torch.Tensor, epsilon: torch.Tensor | float, generator: torch.Generator) -> torch.Tensor:
@@ -459,7 +459,7 @@ def train(args: Args) -> Path:
     last_losses = torch.zeros(2, device=device)  # TD loss and mean Q value of the last update
     make_eval_policy = partial(make_policy, epsilon=args.eval_epsilon)
 
-    # registered for checkpoints, with step, log and run.cuts_done; restored here from a checkpoint or prune point
+    # what a checkpoint holds, beside step, log and run.cuts_done; `resume` restores it from a checkpoint or prune point
     parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer}
     parts |= {"masks": masks, "kept_units": kept_units, "games": games, "buffer": buffer, "last_losses": last_losses}
     parts |= {"act_generator": act_generator, "batch_generator": batch_generator}
@@ -500,14 +500,15 @@ def train(args: Args) -> Path:
                 if args.until_cut:
                     return run.pause(global_step)
                 run.evaluate("before_prune", global_step, q_network, make_eval_policy)
-            tensors, rate = prunable(q_network, args.prune_bias, args.prune_head), rate_after(args, run.cuts_done + 1)
+            tensors = prunable(q_network, args.prune_bias, args.prune_head)
+            rate = rate_after(args, run.cuts_done + 1)
             masks |= make_masks(tensors, args.prune_type, rate, args.prune_scope, run.mask_seed(), masks)
             apply_masks(q_network, optimizer, masks)
             kept_units |= choose_units(q_network, args.prune_type, rate, run.mask_seed())
             remove_units(kept_units, networks, optimizer)
             target_network.load_state_dict(q_network.state_dict())  # in `none` too, whatever tau: arms differ by the cut alone
-            run.log_cut(global_step, count_tensors(prunable(q_network), masks, sizes))
             run.cuts_done += 1
+            run.log_cut(global_step, count_tensors(prunable(q_network), masks, sizes))
             if run.cuts_done == len(cuts):
                 run.evaluate("after_prune", global_step, q_network, make_eval_policy)
             for function in graphs:
@@ -522,10 +523,9 @@ def train(args: Args) -> Path:
         next_step = global_step + args.num_envs
         actions = act().cpu().numpy()
         games.send(actions)
-        train_from, train_to = (max(step, args.learning_starts) for step in (global_step, next_step))
-        if updates := crossings(train_from, train_to, args.train_frequency):
+        if updates := crossings(global_step, next_step, args.train_frequency, args.learning_starts):
             learn(updates)
-        for _ in range(crossings(train_from, train_to, args.target_network_frequency)):
+        for _ in range(crossings(global_step, next_step, args.target_network_frequency, args.learning_starts)):
             sync_target(target_network, q_network, args.tau)
         step = games.receive()
         inbox.put(**buffer.advance(actions, step), epsilon=schedule(next_step))

@@ -69,7 +69,7 @@ class Args:
     fork_from: str | None = None
     """run folder of a dense run, to start at its cut; options of pruning may differ, but --prune-at may not"""
     fork_seed: int | None = None
-    """with --fork-from: new random numbers from the cut on; with --prune-type none as well, the run is the A/A control"""
+    """with --fork-from: new draws of actions, minibatches and random masks; with --prune-type none as well, the A/A control"""
     until_cut: bool = False
     """stop a dense run at its cut, keeping its prune point for forks; the same command without it continues"""
 
@@ -209,7 +209,7 @@ def cut_iterations(args: Args) -> list[int]:
 
 
 def rate_after(args: Args, cut: int) -> float:
-    """Share that is pruned after cut 1 to prune_cuts: r * (1 - (1 - cut / prune_cuts)^3) (https://arxiv.org/abs/1710.01878)."""
+    """Share pruned after a cut, counted from 1: r * (1 - (1 - cut / prune_cuts)^3) (https://arxiv.org/abs/1710.01878)."""
     return args.prune_rate * (1 - (1 - cut / args.prune_cuts) ** 3)
 
 
@@ -256,16 +256,15 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
 
     rates = erk_rates(tensors, rate) if scope == "erk" else dict.fromkeys(tensors, rate)
     counts = {name: round(rates[name] * len(t)) for name, t in flat.items()}
-    new_masks = {}
-    if scope == "global":
+    if scope == "global":  # of each tensor as many as l1 takes of it from all tensors together
         entries, old_mask = torch.cat(list(flat.values())), torch.cat(list(old_masks.values()))
         l1_mask = prune_until(round(rate * len(entries)), entries, old_mask, prune.L1Unstructured)
-        new_masks = dict(zip(flat, l1_mask.split([len(t) for t in flat.values()]), strict=True))
-        counts = {name: int((mask == 0).sum()) for name, mask in new_masks.items()}
-    if scope != "global" or prune_type != "l1":
-        for index, (name, t) in enumerate(flat.items()):
-            with seeded(seed + index):  # a seed per tensor: no draw shifts another's
-                new_masks[name] = prune_until(counts[name], t, old_masks[name], method)
+        parts = l1_mask.split([len(t) for t in flat.values()])
+        counts = {name: int((part == 0).sum()) for name, part in zip(flat, parts, strict=True)}
+    new_masks = {}
+    for index, (name, t) in enumerate(flat.items()):
+        with seeded(seed + index):  # a seed per tensor: no draw shifts another's
+            new_masks[name] = prune_until(counts[name], t, old_masks[name], method)
     return {name: torch.empty_like(t, dtype=torch.float32).copy_(new_masks[name].view_as(t)) for name, t in tensors.items()}
 
 
@@ -403,7 +402,7 @@ def train(args: Args) -> Path:
     sizes = {name: t.numel() for name, t in prunable(agent).items()}  # before the cut
     kept_units = run.saved_part("kept_units")  # of a structured cut; empty until then
     remove_units(kept_units, networks, optimizer)  # the shapes of a checkpoint, before its weights are restored
-    # registered for checkpoints, with step, log and run.cuts_done; restored here from a checkpoint or prune point
+    # what a checkpoint holds, beside step, log and run.cuts_done; `resume` restores it from a checkpoint or prune point
     parts = {"agent": agent, "optimizer": optimizer, "masks": masks, "kept_units": kept_units, "games": games}
     parts |= {"act_generator": act_generator, "batch_generator": batch_generator}
     global_step = run.resume(parts)
@@ -462,13 +461,14 @@ def train(args: Args) -> Path:
                 if args.until_cut:
                     return run.pause(global_step)
                 run.evaluate("before_prune", global_step, agent, make_policy)
-            tensors, rate = prunable(agent, args.prune_bias, args.prune_head), rate_after(args, run.cuts_done + 1)
+            tensors = prunable(agent, args.prune_bias, args.prune_head)
+            rate = rate_after(args, run.cuts_done + 1)
             masks |= make_masks(tensors, args.prune_type, rate, args.prune_scope, run.mask_seed(), masks)
             apply_masks(agent, optimizer, masks)
             kept_units |= choose_units(agent, args.prune_type, rate, run.mask_seed())
             remove_units(kept_units, networks, optimizer)
-            run.log_cut(global_step, count_tensors(prunable(agent), masks, sizes))
             run.cuts_done += 1
+            run.log_cut(global_step, count_tensors(prunable(agent), masks, sizes))
             if run.cuts_done == len(cuts):
                 run.evaluate("after_prune", global_step, agent, make_policy)
             for function in graphs:

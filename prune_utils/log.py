@@ -56,9 +56,10 @@ class Log:
         self.check_folder = check_folder
         self.rows = [saved["curves"] if saved else "global_step,tag,value\n"]
         self.recent_returns: deque[float] = deque(saved["recent_returns"] if saved else [], maxlen=20)
-        own = {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0} if saved is None or forked else saved
-        self.steps, self.seconds, self.wall_seconds = own["steps"], own["seconds"], own["wall_seconds"]
-        self.at_cut = tuple(own.get("at_cut", (0, 0.0)))  # steps and seconds of learning before the cut, in this run
+        fresh = {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0, "at_cut": (0, 0.0)}
+        clocks = fresh if saved is None or forked else saved
+        self.steps, self.seconds, self.wall_seconds = clocks["steps"], clocks["seconds"], clocks["wall_seconds"]
+        self.at_cut = tuple(clocks["at_cut"])  # steps and seconds of learning before the cut, in this run
         self.started = self.last_line = time.monotonic()
         self.file = open(folder / "curves.csv", "w")
         self.file.write(self.rows[0])
@@ -145,8 +146,11 @@ class Log:
         self.file.flush()
         self.tensorboard.flush()
         state = {"curves": "".join(self.rows), "recent_returns": list(self.recent_returns), "at_cut": self.at_cut}
-        state |= {"steps": self.steps, "seconds": self.seconds}
-        return state | {"wall_seconds": self.wall_seconds + time.monotonic() - self.started}
+        return state | {"steps": self.steps, "seconds": self.seconds, "wall_seconds": self.seconds_open()}
+
+    def seconds_open(self) -> float:
+        """Of all processes of this run."""
+        return self.wall_seconds + time.monotonic() - self.started
 
     def close(self, summary: dict | None = None, games: list[dict] | None = None, files: list[Path] | None = None) -> None:
         """Close the bar, the files and, with a summary, the W&B run."""

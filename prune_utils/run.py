@@ -38,15 +38,16 @@ NEUTRAL |= {"checkpoint_minutes", "fork_from", "until_cut"}
 """options that do not shape a result"""
 OF_THE_CUT = {"prune_type", "prune_rate", "prune_cuts", "prune_until", "prune_scope", "prune_bias", "prune_head", "fork_seed"}
 """options in which a fork may differ from its parent"""
-FORMAT = 5
+FORMAT = 5  # of checkpoints; others are refused
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_previous.pt")
 HEALTH_STEPS = 1_000_000
 """agent steps of the shortest run that measures health every tenth: there it takes about 1 % of the time (PPO on a CPU)"""
-OWN_FILES = ("summary.json", "model.pt", "model_packed.npz", "eval.csv", "curves.csv", "final.mp4", "prune_point.pt")
-OWN_FILES += (*CHECKPOINTS, "source", "source.py")
-OWN_FILES += ("events.out.tfevents.*", "config.json.part", *(f"{name}.part" for name in OWN_FILES))
+RESULTS = ("summary.json", "model.pt", "model_packed.npz", "eval.csv", "curves.csv", "final.mp4", "prune_point.pt")
+WHOLE_FILES = (*RESULTS, *CHECKPOINTS, "source", "source.py")  # source.py: of earlier versions
+OWN_FILES = (*WHOLE_FILES, "events.out.tfevents.*", "config.json.part", *(f"{name}.part" for name in WHOLE_FILES))
+"""what a run writes and may delete, beside WANDB_FILES; nothing else in its folder is ever touched"""
 WANDB_FILES = ("wandb", "wandb_id")
-"""what a run writes and may delete; nothing else in its folder is ever touched"""
+WANDB_MODES = ("online", "offline", "shared", "disabled")
 MOMENTS = {"before_prune": "before the cut", "after_prune": "right after the cut", "final": "at the end"}
 
 
@@ -64,6 +65,9 @@ def check_common(args) -> None:
     check(bool(named), "run_name", "be 1 to 200 of the characters [A-Za-z0-9_.-], and no dot first", args.run_name)
     named = re.fullmatch(r"[^/\\#?%:]{1,128}", args.wandb_project_name)
     check(bool(named), "wandb_project_name", r"be 1 to 128 characters, none of / \ # ? % :", args.wandb_project_name)
+    mode = os.environ.get("WANDB_MODE", "online")
+    if args.track and mode not in WANDB_MODES:
+        raise UserError(f"WANDB_MODE must be {', '.join(WANDB_MODES)} or unset, got {mode}")
     forks = args.fork_seed is None or (args.fork_from is not None and args.fork_seed >= 0)
     check(forks, "fork_seed", "be at least 0 and come with --fork-from", args.fork_seed)
     check(0 <= args.prune_rate < 1, "prune_rate", "lie in [0, 1)", args.prune_rate)
@@ -200,12 +204,14 @@ def load_checkpoint(path: Path) -> dict | None:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             say(f"{file} is no good checkpoint ({reason})", error=True)
     if found:
-        raise OSError(f"no good checkpoint is left in {path.parent}; that run has to start anew: delete it, or --overwrite")
+        if path.name in CHECKPOINTS:
+            raise OSError(f"no good checkpoint is left in {path.parent}; that run has to start anew: delete it, or --overwrite")
+        raise OSError(f"{path} is needed for forks: train its dense run again, under another name")
     return None
 
 
 def is_prune_point(checkpoint: dict) -> bool:
-    """Whether forks can start from a checkpoint or config: that of a dense run from scratch, before its cut."""
+    """Whether a checkpoint is that of a dense run from scratch, before its cut; a config, which has no cuts_done, never is."""
     options = checkpoint["options"]
     return options["prune_type"] == "none" and options["fork_from"] is None and not checkpoint.get("cuts_done", 1)
 
@@ -238,7 +244,8 @@ class Run:
         check(not itself, "fork_from", "be another folder than the run's own", self.parent)
         if self.parent and not finished and not resumes:
             self.checkpoint = load_checkpoint(self.parent / "prune_point.pt") if os.path.isdir(self.parent) else None
-            check(bool(self.checkpoint), "fork_from", "be the folder of a dense run that has reached its cut", self.parent)
+            rule = "be the folder of a dense run with a prune_point.pt, which it writes at its cut"
+            check(bool(self.checkpoint), "fork_from", rule, self.parent)
         self.describe((self.checkpoint or previous).get("resolved", {}))
         if self.checkpoint:
             rule = f"be a run of the same options, script and versions ({self.parent} -> this run)"
@@ -258,6 +265,8 @@ class Run:
         if resumes:
             self.checkpoint = load_checkpoint(self.folder / CHECKPOINTS[0])
             self.compare(self.checkpoint, "run_name", f"name a run with a checkpoint of its own: {self.folder} differs")
+            forked = not self.parent or not is_prune_point(self.checkpoint) or bool(previous.get("parent"))
+            check(forked, "fork_from", f"not be given to a run that began without it: {self.folder}", self.parent)
             os.replace(self.checkpoint["file"], self.folder / CHECKPOINTS[0])  # the one before may be the last good one
         else:
             if previous and not self.checkpoint:
@@ -474,13 +483,13 @@ class Run:
         if self.args.prune_type == "none":
             what = "the cut removed nothing: a dense run, whose games right after it are other games of the same network"
         elif self.args.prune_cuts > 1:
-            what = f"after cut {self.cuts_done + 1} of {self.args.prune_cuts}, {pruned:,} of {total:,} entries are pruned"
+            what = f"after cut {self.cuts_done} of {self.args.prune_cuts}, {pruned:,} of {total:,} entries are pruned"
         say(f"step {global_step:,}: {what}")
-        if not self.cuts_done:
+        if self.cuts_done == 1:
             self.log.at_cut = (self.log.steps, self.log.seconds)
         self.log.restart_clock(global_step)  # the lap of the cut does not count
         for name, count in counts.items():
-            if count["pruned"] == count["total"] and self.cuts_done + 1 == self.args.prune_cuts:
+            if count["pruned"] == count["total"] and self.cuts_done == self.args.prune_cuts:
                 say(f"warning: pruning removed every entry of {name}", error=True)
         shares = {f"prune/sparsity_{name}": count["pruned"] / count["total"] for name, count in counts.items()}
         self.log(global_step, {"prune/sparsity": pruned / total, **shares})
@@ -520,7 +529,7 @@ class Run:
             raise Stop(self.signal)
 
     def leave(self) -> None:
-        """Release the lock and restore the signal handlers."""
+        """Release the lock, restore the signal handlers, and delete the checkpoints of a run that has its summary."""
         self.finished = True
         if (self.folder / "summary.json").exists():
             self.delete(CHECKPOINTS)
@@ -549,15 +558,14 @@ class Run:
             self.check_folder()
             evaluation.record_video(make_policy(network, self.seed("video")), self.args.env_id, self.seed("video"), files[-1])
         self.log(global_step, {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
-        clock, cuda = self.log.state_dict(), self.device.type == "cuda"
-        steps, seconds = clock["at_cut"]
+        steps, seconds = self.log.at_cut
         summary["time"] = {
-            "agent_steps_per_second_while_learning": speed(clock["steps"], clock["seconds"]),
+            "agent_steps_per_second_while_learning": speed(self.log.steps, self.log.seconds),
             "agent_steps_per_second_before_cut": speed(steps, seconds),
-            "agent_steps_per_second_after_cut": speed(clock["steps"] - steps, clock["seconds"] - seconds),
-            "wall_seconds": clock["wall_seconds"],
+            "agent_steps_per_second_after_cut": speed(self.log.steps - steps, self.log.seconds - seconds),
+            "wall_seconds": self.log.seconds_open(),
             "peak_ram_bytes": device.peak_ram_bytes(),
-            "peak_gpu_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+            "peak_gpu_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None,
         }
         curves = self.folder / "curves.csv"
         if not curves.exists() or not os.path.samestat(os.fstat(self.log.file.fileno()), curves.stat()):

@@ -12,7 +12,7 @@ def layer_widths(args) -> tuple[int, ...]:
 
 
 def count_tensors(tensors: Tensors, masks: Tensors, sizes: dict[str, int]) -> dict[str, dict[str, int]]:
-    """Per tensor: entries before the cut, pruned (zeros of the mask, or gone), nonzero (an entry can be 0 without a mask)."""
+    """Per tensor: `total` entries before the cut; `pruned`, masked or removed; `nonzero` (an entry can be 0 without a mask)."""
     counts = {}
     for name, t in tensors.items():
         masked = int((masks[name] == 0).sum()) if name in masks else 0

@@ -104,6 +104,13 @@ def test_a_structured_cut_takes_whole_units_layer_by_layer_with_their_biases():
         SCRIPTS["ppo"].Args(prune_type="random-structured", prune_bias=False)
 
 
+def test_a_mistyped_mode_of_wandb_is_told_before_the_training_where_wandb_is_asked_for(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "foo")
+    SCRIPTS["dqn"].Args()
+    with pytest.raises(UserError, match=r"^WANDB_MODE must be online, offline, shared, disabled or unset, got foo$"):
+        SCRIPTS["ppo"].Args(track=True)
+
+
 def test_the_command_line_shows_a_wrong_value_without_a_traceback_exits_2_and_writes_nothing(tmp_path):
     command = [sys.executable, str(ROOT / "ppo_atari_prune.py"), "--prune-rate", "1.0"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

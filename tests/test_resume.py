@@ -208,7 +208,7 @@ def test_a_fork_of_other_options_or_by_another_script_is_refused_and_the_differe
     for option, value in other.items():
         with pytest.raises(UserError, match=rf"^--fork-from must .* \({dense} -> this run\), got {option} .* -> {value}$"):
             script.train(script.Args(**(base | {option: value})))
-    with pytest.raises(UserError, match="that has reached its cut"):
+    with pytest.raises(UserError, match=r"with a prune_point\.pt"):
         script.train(script.Args(**(base | {"fork_from": str(tmp_path)})))
     changed(dense / "prune_point.pt", resolved={"source_sha256": "another script"})
     with pytest.raises(
@@ -388,7 +388,7 @@ def test_a_checkpoint_that_is_torn_flipped_or_empty_gives_way_to_the_one_before_
 def test_a_checkpoint_of_another_version_of_the_format_is_refused_by_its_number(small_run, tmp_path, capsys):
     file = Path(shutil.copy(small_run("dqn", "short", **SHORT["dqn"], prune_type="none") / "prune_point.pt", tmp_path))
     changed(file, format=2)
-    with pytest.raises(OSError, match=r"no good checkpoint is left .*: delete it, or --overwrite"):
+    with pytest.raises(OSError, match=r"prune_point.pt is needed for forks: train its dense run again, under another name"):
         load_checkpoint(file)
     assert "format 2, not 5" in capsys.readouterr().err
 

@@ -196,7 +196,7 @@ def test_a_fork_is_held_against_its_parent_until_it_has_a_checkpoint_of_its_own_
     dense = small_run("ppo", "short", **SHORT["ppo"], prune_type="none")
     parent = begun(tmp_path, **SHORT["ppo"], run_name="dense", prune_type="none")
     fork = small(tmp_path, **SHORT["ppo"], fork_from=str(parent))
-    with pytest.raises(UserError, match="--fork-from must be the folder of a dense run that has reached its cut"):
+    with pytest.raises(UserError, match=r"--fork-from must be the folder of a dense run with a prune_point\.pt"):
         Run(fork, "ppo", script.__file__)
     assert not (tmp_path / "r").exists()
     shutil.copy(dense / "prune_point.pt", parent)
@@ -228,7 +228,7 @@ def test_a_fork_that_loses_its_parent_while_it_begins_ends_with_a_line(small_run
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and str(parent / "prune_point.pt") in error
     monkeypatch.undo()
-    assert main("ppo", options) == 2 and "a dense run that has reached its cut" in capsys.readouterr().err
+    assert main("ppo", options) == 2 and "a dense run with a prune_point.pt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("state", ["finished", "unfinished", "at its cut"])
@@ -286,10 +286,20 @@ def test_a_prune_point_of_another_run_copied_into_a_parent_is_refused_by_what_di
 @pytest.mark.parametrize(("parent", "told"), [("", "."), ("x" * 300, "x" * 300)])  # a variable that is not set; too long
 def test_a_fork_from_a_name_of_no_folder_is_refused_and_does_not_train_from_scratch(parent, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rule = "--fork-from must be the folder of a dense run that has reached its cut, got "
+    rule = "--fork-from must be the folder of a dense run with a prune_point.pt, which it writes at its cut, got "
     with pytest.raises(UserError, match=f"^{rule}{re.escape(told)}$"):
         Run(small(tmp_path, **SHORT["ppo"], prune_type="none", fork_from=parent, fork_seed=1), "ppo", script.__file__)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_dense_run_that_is_at_work_does_not_become_a_fork(tmp_path):
+    options = SHORT["ppo"] | {"prune_type": "none"}
+    with opened(small(tmp_path, **options)) as run:
+        run.resume({})
+        run.save(32)
+    rule = f"--fork-from must not be given to a run that began without it: {run.folder}, got elsewhere"
+    with pytest.raises(UserError, match=f"^{re.escape(rule)}$"):
+        Run(small(tmp_path, **options, fork_from="elsewhere"), "ppo", script.__file__)
 
 
 @pytest.mark.parametrize("cuts_done", [1, 0])
