@@ -48,9 +48,9 @@ class Args:
     cuda: bool = True
     """use the GPU where there is one"""
     precision: Literal["auto", "bf16", "tf32", "fp32"] = "auto"
-    """what the network trains in; auto is tf32 on a GPU that has it, bf16 on a CPU with bf16 instructions, else fp32"""
+    """number format of the training; auto is tf32 on a GPU that has it, bf16 on a CPU with bf16 instructions, else fp32"""
     num_threads: int = 0
-    """CPU threads of the network and the emulator; 0 is all the cores that this process may use"""
+    """CPU threads of the network and the emulator, 0 to 1024; 0 is all the cores that this process may use"""
     track: bool = False
     """log to Weights & Biases too; offline when it cannot be reached"""
     wandb_project_name: str = "atari-prune"
@@ -68,9 +68,9 @@ class Args:
     overwrite: bool = False
     """start anew where a run of this name exists; without it an unfinished one resumes"""
     checkpoint_minutes: float = 10.0
-    """minutes between checkpoints, at least 0; 0: only at a dense run's cut and on a signal; never shapes a result"""
+    """minutes between checkpoints (also made before evaluations), at least 0; 0: only at a dense run's cut and on a signal"""
     fork_from: str | None = None
-    """run folder of a dense run, to start at its cut; options of pruning may differ, but --prune-at may not"""
+    """run folder of a dense run, to continue from its cut; only options of pruning may differ from it, and not --prune-at"""
     fork_seed: int | None = None
     """with --fork-from: new draws of actions, minibatches and random masks; with --prune-type none as well, the A/A control"""
     until_cut: bool = False
@@ -79,7 +79,7 @@ class Args:
     env_id: str = "SpaceInvadersNoFrameskip-v4"
     """Gymnasium id of an Atari game; sticky actions only if the id has them"""
     eval_episodes: int = 10
-    """whole games played each time: before the cut, right after it and at the end; 0 for none"""
+    """evaluation games at each of three moments (before the cut, right after it, at the end), at least 0; 0: none"""
     prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
     """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
@@ -87,26 +87,26 @@ class Args:
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_cuts: int = 1
-    """number of cuts, from --prune-at to --prune-until; each prunes more, by the cubic schedule of Zhu and Gupta 2017"""
+    """cuts from --prune-at to --prune-until, 1 to 1000, l1 and random only; by the cubic schedule of Zhu and Gupta 2017"""
     prune_until: float = 0.8
-    """when the last of several cuts is, as a share of the training, in [prune_at, 1]; one cut ignores it"""
+    """time of the last cut, as a share of the training, in [prune_at, 1]; used only if --prune-cuts is above 1"""
     prune_scope: Literal["layer", "global", "erk"] = "layer"
-    """layer applies the rate to each tensor, global to all tensors together, erk shares it out by Erdos-Renyi-Kernel"""
+    """layer: the rate of each tensor; l1 and random only: global, of all tensors together, erk, by Erdos-Renyi-Kernel"""
     prune_bias: bool = True
-    """prune bias tensors too"""
+    """prune bias tensors too; structured types always remove a unit's bias"""
     prune_head: bool = True
-    """prune the output layers too"""
+    """prune the output layers too; structured types remove their inputs, never outputs"""
     hidden_size: int = 512
-    """units of the hidden linear layer; 83 gives a dense network about as many parameters as rate 0.8 leaves"""
+    """units of the hidden linear layer, 1 to 65536; a dense network with 83 has about the parameters that rate 0.8 leaves"""
     width: float = 1.0
     """factor, in (0, 16], on the channels and units of every hidden layer; below 1, a small dense network to compare with"""
 
     total_timesteps: int = 2_000_000
     """agent steps of the run, over all games (4 frames each), rounded down to whole iterations"""
     learning_rate: float = 1e-4
-    """step size of Adam"""
+    """step size of Adam, above 0"""
     num_envs: int = 8
-    """games played at once; the ratio of updates to agent steps does not depend on it"""
+    """games played at once, at least 1; the ratio of updates to agent steps does not depend on it"""
     buffer_size: int = 1_000_000
     """transitions in the replay buffer (7,061 bytes each), rounded down to a multiple of num_envs"""
     gamma: float = 0.99
@@ -114,9 +114,9 @@ class Args:
     tau: float = 1.0
     """share of the online network in the target network at a sync, in (0, 1]"""
     target_network_frequency: int = 1000
-    """agent steps between two syncs of the target network"""
+    """agent steps between two syncs of the target network, at least 1"""
     batch_size: int = 32
-    """transitions of a minibatch"""
+    """transitions of a minibatch, at least 1"""
     start_e: float = 1.0
     """epsilon at the start, in [0, 1]"""
     end_e: float = 0.01
@@ -126,9 +126,9 @@ class Args:
     exploration_fraction: float = 0.10
     """share of the training, in (0, 1], over which epsilon falls from start_e to end_e"""
     learning_starts: int = 80_000
-    """agent steps before the first gradient update"""
+    """agent steps before the first gradient update, at least num_envs"""
     train_frequency: int = 4
-    """agent steps per gradient update"""
+    """agent steps per gradient update, at least 1"""
 
     def __post_init__(self):
         check_common(self)
@@ -141,11 +141,11 @@ class Args:
         check(0 <= self.eval_epsilon <= 1, "eval_epsilon", "lie in [0, 1]", self.eval_epsilon)
         check(0 < self.exploration_fraction <= 1, "exploration_fraction", "lie in (0, 1]", self.exploration_fraction)
         last = self.num_iterations * self.num_envs // self.train_frequency * self.train_frequency
-        rule = f"be at least --num-envs ({self.num_envs}) and below the step of the last gradient update ({last})"
+        rule = f"lie in [{self.num_envs}, {last}), from --num-envs to the step of the last gradient update"
         check(self.num_envs <= self.learning_starts < last, "learning_starts", rule, self.learning_starts)
         least = max(self.batch_size, MIN_SLOTS * self.num_envs)
         most = memory_bytes(self.cuda) // TRANSITION_BYTES
-        rule = f"hold a minibatch and {MIN_SLOTS} transitions per game ({least}), and fit into the memory here ({most})"
+        rule = f"lie in {least} to {most} transitions, from a minibatch and {MIN_SLOTS} per game to the memory here"
         check(least <= self.buffer_size <= most, "buffer_size", rule, self.buffer_size)
 
         cuts = cut_iterations(self)

@@ -45,9 +45,9 @@ class Args:
     cuda: bool = True
     """use the GPU where there is one"""
     precision: Literal["auto", "bf16", "tf32", "fp32"] = "auto"
-    """what the network trains in; auto is tf32 on a GPU that has it, bf16 on a CPU with bf16 instructions, else fp32"""
+    """number format of the training; auto is tf32 on a GPU that has it, bf16 on a CPU with bf16 instructions, else fp32"""
     num_threads: int = 0
-    """CPU threads of the network and the emulator; 0 is all the cores that this process may use"""
+    """CPU threads of the network and the emulator, 0 to 1024; 0 is all the cores that this process may use"""
     track: bool = False
     """log to Weights & Biases too; offline when it cannot be reached"""
     wandb_project_name: str = "atari-prune"
@@ -65,9 +65,9 @@ class Args:
     overwrite: bool = False
     """start anew where a run of this name exists; without it an unfinished one resumes"""
     checkpoint_minutes: float = 10.0
-    """minutes between checkpoints, at least 0; 0: only at a dense run's cut and on a signal; never shapes a result"""
+    """minutes between checkpoints (also made before evaluations), at least 0; 0: only at a dense run's cut and on a signal"""
     fork_from: str | None = None
-    """run folder of a dense run, to start at its cut; options of pruning may differ, but --prune-at may not"""
+    """run folder of a dense run, to continue from its cut; only options of pruning may differ from it, and not --prune-at"""
     fork_seed: int | None = None
     """with --fork-from: new draws of actions, minibatches and random masks; with --prune-type none as well, the A/A control"""
     until_cut: bool = False
@@ -76,7 +76,7 @@ class Args:
     env_id: str = "SpaceInvadersNoFrameskip-v4"
     """Gymnasium id of an Atari game; sticky actions only if the id has them"""
     eval_episodes: int = 10
-    """whole games played each time: before the cut, right after it and at the end; 0 for none"""
+    """evaluation games at each of three moments (before the cut, right after it, at the end), at least 0; 0: none"""
     prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
     """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
@@ -84,28 +84,28 @@ class Args:
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_cuts: int = 1
-    """number of cuts, from --prune-at to --prune-until; each prunes more, by the cubic schedule of Zhu and Gupta 2017"""
+    """cuts from --prune-at to --prune-until, 1 to 1000, l1 and random only; by the cubic schedule of Zhu and Gupta 2017"""
     prune_until: float = 0.8
-    """when the last of several cuts is, as a share of the training, in [prune_at, 1]; one cut ignores it"""
+    """time of the last cut, as a share of the training, in [prune_at, 1]; used only if --prune-cuts is above 1"""
     prune_scope: Literal["layer", "global", "erk"] = "layer"
-    """layer applies the rate to each tensor, global to all tensors together, erk shares it out by Erdos-Renyi-Kernel"""
+    """layer: the rate of each tensor; l1 and random only: global, of all tensors together, erk, by Erdos-Renyi-Kernel"""
     prune_bias: bool = True
-    """prune bias tensors too"""
+    """prune bias tensors too; structured types always remove a unit's bias"""
     prune_head: bool = True
-    """prune the output layers too"""
+    """prune the output layers too; structured types remove their inputs, never outputs"""
     hidden_size: int = 512
-    """units of the hidden linear layer; 83 gives a dense network about as many parameters as rate 0.8 leaves"""
+    """units of the hidden linear layer, 1 to 65536; a dense network with 83 has about the parameters that rate 0.8 leaves"""
     width: float = 1.0
     """factor, in (0, 16], on the channels and units of every hidden layer; below 1, a small dense network to compare with"""
 
     total_timesteps: int = 2_000_000
     """agent steps of the run, over all games (4 frames each), rounded down to whole iterations"""
     learning_rate: float = 2.5e-4
-    """step size of Adam; the initial one if annealed"""
+    """step size of Adam, above 0; the initial one if annealed"""
     num_envs: int = 8
-    """games played at once"""
+    """games played at once, at least 1"""
     num_steps: int = 128
-    """agent steps of each game in a rollout"""
+    """agent steps of each game in a rollout, at least 1"""
     anneal_lr: bool = True
     """anneal the learning rate linearly to 0"""
     gamma: float = 0.99
@@ -113,9 +113,9 @@ class Args:
     gae_lambda: float = 0.95
     """decay of generalised advantage estimation, in [0, 1]"""
     num_minibatches: int = 4
-    """minibatches that a rollout is split into"""
+    """minibatches that a rollout is split into, a divisor of its agent steps"""
     update_epochs: int = 4
-    """passes over a rollout"""
+    """passes over a rollout, at least 1"""
     norm_adv: bool = True
     """normalise the advantages of each minibatch"""
     clip_coef: float = 0.1

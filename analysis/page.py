@@ -88,7 +88,7 @@ CAPTIONS = {
 }
 """of the figures below the first screen, by the beginning of their names, in their order on the page"""
 HEADLINE = "{label}: training return in tenths of the steps before and after the cut, and its change against dense. "
-HEADLINE += "Of the seeds of the declared arm, where there is one. "
+HEADLINE += "Means over the seeds of the declared arm, where there is one. "
 HEADLINE += "Band: 95 % interval, from two seeds on, cut off where it is wide. A/A: equal continuations."
 CUT_OFF = "Where an interval is much longer than its figure, its ends are cut off. The tables have them."
 INSIDE = """Measured on the first 250 steps of two games that each network plays itself, and of the next game where one ends

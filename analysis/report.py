@@ -117,7 +117,7 @@ def track(args: Args, tables: dict[str, pd.DataFrame]) -> None:
         run.log({"report": wandb.Html((args.out / "index.html").read_text(), inject=False)})
         run.finish()
     except Exception as error:  # whatever a strange answer makes the client say: the folder has everything
-        print(f"W&B could not be finished ({type(error).__name__}: {error})", file=sys.stderr)
+        print(f"the upload to W&B did not finish ({type(error).__name__}: {error})", file=sys.stderr)
 
 
 def report(args: Args) -> None:

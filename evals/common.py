@@ -18,6 +18,8 @@ from prune_utils.games import AtariGames
 from prune_utils.run import OWN_FILES, WANDB_FILES, read_config
 from prune_utils.storage import load_weights, storage_bytes
 
+MODELS = ("model.pt", "model_packed.npz")
+
 
 @dataclass
 class Args:
@@ -69,6 +71,8 @@ def load(model: Path | str, network_class: type[nn.Module], env_id: str | None =
     model = Path(model)
     if not model.exists():
         raise UserError(f"MODEL must be a run folder or a model file, got {model}: no such file")
+    if model.is_dir() and not any((model / name).is_file() for name in MODELS):
+        raise UserError(f"MODEL must be the folder of a run that has finished and saved its model, got {model}: no {MODELS[0]}")
     env_id = env_id or recorded_options(model).get("env_id")
     check(env_id is not None, "env_id", f"be given where no config.json of a run lies in {folder_of(model)}", env_id)
     num_actions = AtariGames(env_id, 1, 0).num_actions

@@ -107,7 +107,7 @@ class Log:
         except Exception as error:
             self.wandb = None
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # on one line
-            say(f"W&B is lost ({reason}): the run continues without it; a resume sends what is missing", error=True)
+            say(f"W&B failed ({reason}): the run continues without it; stop and resume it to send what is missing", error=True)
 
     def games(self, global_step: int, finished: list[Game]) -> None:
         """Log finished training games."""
@@ -163,7 +163,7 @@ class Log:
             except Exception as error:  # whatever an answer makes the client say: the run folder has everything
                 reason = " ".join(str(error).split())  # on one line
                 again = f"wandb sync --no-skip-online {Path(self.wandb.dir).parent} uploads the run"
-                say(f"W&B could not be finished ({type(error).__name__}: {reason}); {again}", error=True)
+                say(f"the upload to W&B did not finish ({type(error).__name__}: {reason}); {again}", error=True)
 
 
 def init_wandb(**options):
@@ -179,7 +179,8 @@ def init_wandb(**options):
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         wandb.teardown()  # without it the next init says that the run id is in use
         reason = " ".join(str(error).split())  # on one line
-        say(f"W&B is out of reach ({reason}): offline; scripts/sync_wandb.sh {options['dir']} uploads the run", error=True)
+        later = f"logging offline; scripts/sync_wandb.sh {options['dir']} uploads the run later"
+        say(f"cannot reach W&B ({reason}): {later}", error=True)
         return wandb.init(settings=settings, mode="offline", **options)
 
 

@@ -87,7 +87,7 @@ def check_common(args) -> None:
         check(args.prune_cuts == 1, "prune_cuts", f"be 1 {needed}", args.prune_cuts)
         check(args.prune_scope == "layer", "prune_scope", f"be layer {needed}", args.prune_scope)
         check(args.prune_bias, "prune_bias", f"stay on {needed}, which removes units with their biases", args.prune_bias)
-        check(args.prune_head, "prune_head", f"stay on {needed}: output layers lose what they read of units", args.prune_head)
+        check(args.prune_head, "prune_head", f"stay on {needed}, which removes inputs of the output layers", args.prune_head)
     dense = args.prune_type == "none" and args.fork_from is None
     check(dense or not args.until_cut, "until_cut", "come with --prune-type none and without --fork-from", args.until_cut)
 
@@ -202,10 +202,10 @@ def load_checkpoint(path: Path) -> dict | None:
             return checkpoint | {"file": file}
         except Exception as error:  # whatever a torn or strange file makes the readers say
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            say(f"{file} is no good checkpoint ({reason})", error=True)
+            say(f"cannot read the checkpoint {file} ({reason})", error=True)
     if found:
         if path.name in CHECKPOINTS:
-            raise OSError(f"no good checkpoint is left in {path.parent}; that run has to start anew: delete it, or --overwrite")
+            raise OSError(f"no readable checkpoint is left in {path.parent}: start that run anew with --overwrite")
         raise OSError(f"{path} is needed for forks: train its dense run again, under another name")
     return None
 
@@ -481,7 +481,7 @@ class Run:
         total, pruned = (sum(count[key] for count in counts.values()) for key in ("total", "pruned"))
         what = f"the cut removed {pruned:,} of {total:,} entries ({pruned / total:.1%})"
         if self.args.prune_type == "none":
-            what = "the cut removed nothing: a dense run, whose games right after it are other games of the same network"
+            what = "a dense run: nothing is pruned, and the next evaluation plays other games with the same network"
         elif self.args.prune_cuts > 1:
             what = f"after cut {self.cuts_done} of {self.args.prune_cuts}, {pruned:,} of {total:,} entries are pruned"
         say(f"step {global_step:,}: {what}")

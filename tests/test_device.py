@@ -300,7 +300,9 @@ def test_without_a_limit_the_memory_is_that_of_the_machine(cgroup, tmp_path):
 def test_a_replay_buffer_has_to_fit_into_the_cgroup_and_not_only_into_the_machine(monkeypatch):
     monkeypatch.setattr(device, "memory", lambda: (GIB, 4 * GIB))
     most = 4 * GIB // dqn.TRANSITION_BYTES
-    with pytest.raises(UserError, match=rf"^--buffer-size must .* and fit into the memory here \({most}\), got 1000000$"):
+    with pytest.raises(
+        UserError, match=rf"^--buffer-size must lie in \d+ to {most} transitions, .* to the memory here, got 1000000$"
+    ):
         dqn.Args(cuda=False)  # 7 GB
     assert dqn.Args(cuda=False, buffer_size=most).buffer_size == most
 

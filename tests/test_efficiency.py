@@ -121,7 +121,7 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_is_what_analysis_cos
         (["{ppo}", "{tmp}/strange"], "RUN must be the folder of a finished run, got {tmp}/strange: KeyError: 'sac'"),
         (
             ["{ppo}", "{tmp}/bare"],
-            "MODEL must be a saved Agent for SpaceInvadersNoFrameskip-v4, got {tmp}/bare: FileNotFoundError",
+            "MODEL must be the folder of a run that has finished and saved its model, got {tmp}/bare: no model.pt",
         ),
     ],
 )

@@ -380,7 +380,7 @@ def test_a_checkpoint_that_is_torn_flipped_or_empty_gives_way_to_the_one_before_
         path.write_bytes(broken), previous.write_bytes(good)
         assert load_checkpoint(path)["global_step"] == SHORT["dqn"]["total_timesteps"] // 2
         previous.write_bytes(broken)
-        with pytest.raises(OSError, match="no good checkpoint is left"):
+        with pytest.raises(OSError, match="no readable checkpoint is left"):
             load_checkpoint(path)
         assert path.read_bytes() == broken  # nothing is deleted
 
