@@ -21,6 +21,7 @@ First table: shares of the studies whose 95 % interval covers the truth, and sha
                                within a seed, in per cent
     one_network                the mean return of one network over 10 games, and 100 of no skill (table of its own)
     false_yes, false_no        the declared answer is yes, or no, where exactly the margin is lost (2.5 % allowed each)
+    ever_yes                   the same, read after each seed from the third on: the answer is yes at least once
     false_alarm                any exploratory comparison shows a loss or gain where there is none (5 % allowed)
     withheld                   changes without an interval, since dense is not surely above 0
 
@@ -35,7 +36,7 @@ import pandas as pd
 import tyro
 
 from analysis import paired
-from analysis.design import MARGIN
+from analysis.design import MARGIN, MIN_SEEDS
 
 MEAN = {"dqn": 660.0, "ppo": 430.0}
 GAME = {"dqn": 270.0, "ppo": 145.0}
@@ -125,6 +126,9 @@ def coverage(
     if quantity != "return after the cut":  # of which alone there are answers and simultaneous intervals
         return row
     row["false_yes"], row["false_no"] = share(change[1] > -MARGIN), share(change[2] < -MARGIN)
+    so_far = [(arm[:, :n], dense[:, :n]) for n in range(min(MIN_SEEDS, seeds), seeds + 1)]
+    looks = [paired.ratio_interval(scores - references, references)[1] > -MARGIN for scores, references in so_far]
+    row["ever_yes"] = share(np.any(looks, axis=0))
 
     losses = [2 * MARGIN * rate for rate in rates] * 2  # 10 % is lost at a rate of 0.5
     arms = runs(*design, losses, **spread)

@@ -148,6 +148,7 @@ def test_intervals_cover_the_truth_and_false_statements_are_as_rare_as_promised(
     found = coverage(algorithm, "return after the cut", seeds, forks, studies=4000)
     for interval in ("mean", "difference", "change", "simultaneous", "deviation", "equals", "games_0", "games_50"):
         assert 0.93 < found[interval] < 0.97, interval  # standard error 0.0034
+    assert found["ever_yes"] == found["false_yes"] if seeds == 3 else found["ever_yes"] > 1.4 * found["false_yes"]  # looks
     assert found["false_yes"] < 0.035 and found["false_no"] < 0.035 and found["false_alarm"] < 0.06
 
 
