@@ -139,19 +139,23 @@ def changes_by_bin(arm: Arm) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray],
 
 
 def recovery_table(study: Study) -> list[dict]:
-    """How long each arm took to be at its level before the cut again: of the seeds that had the games to tell."""
+    """How long each arm took to be at its level before the cut again: of the seeds that had the games to tell.
+
+    A seed has the mean over its runs, so it is never back where one of them is not.
+    """
     rows = []
     for arm in study.arms:
         judged = {s: [run for run in runs if not np.isnan(run.recovery["level"])] for s, runs in arm.runs.items()}
         judged = {seed: runs for seed, runs in judged.items() if runs}
         if not judged:
             continue
-        runs = [run for of_seed in judged.values() for run in of_seed]
-        level, area = (np.mean([run.recovery[key] for run in runs]) for key in ("level", "area"))
-        steps_left = np.mean([run.summary["global_step"] - run.cut_step for run in runs])
-        row = {"study": study.label, "arm": arm.label, "seeds": len(judged), "runs": len(runs), "level": level}
-        row |= {"back": sum(np.isfinite(run.recovery["back"]) for run in runs)}
-        row |= {"steps_until_back": float(np.median([run.recovery["back"] for run in runs])), "area": area}
+        levels, backs, areas = (
+            [np.mean([run.recovery[key] for run in runs]) for runs in judged.values()] for key in ("level", "back", "area")
+        )
+        level, area = np.mean(levels), np.mean(areas)
+        steps_left = np.mean([run.summary["global_step"] - run.cut_step for runs in judged.values() for run in runs])
+        row = {"study": study.label, "arm": arm.label, "seeds": len(judged), "level": level}
+        row |= {"back": int(np.isfinite(backs).sum()), "steps_until_back": float(np.median(backs)), "area": area}
         rows.append(row | {"area_share": area / (level * steps_left) if level > 0 else np.nan})
     return rows
 

@@ -58,9 +58,9 @@ action has a share of {100 * HELD:g} % or more is called a held action. Distinct
 length.
 
 Recovery is of training games, exploration included. Level: mean of the last {{window}} games before the cut. Back: when the
-mean of the last {{window}} games, all ended after the cut, is at the level again, which takes at least {{window}} games; the
-median counts a run that never is as longer than all others. Area lost: between the level and that moving mean, from the cut
-until then or the end.
+mean of the last {{window}} games, all ended after the cut, is at the level again, which takes at least {{window}} games; a
+seed has the mean of its runs, and the median counts one with a run that never is as longer than all others. Area lost: between
+the level and that moving mean, from the cut until then or the end.
 
 A dash is what was not measured, or what there is too little for. Forked arms ran only from the cut on, dense runs from the
 start: their speeds are of different parts of the training.

@@ -91,7 +91,7 @@ COLUMNS = {
     "needed": ("seeds for 80 % power", ".0f"),
     "needed~": ("95 % interval of the seeds", ".0f"),
     "level": ("level before the cut", SCORE),
-    "back": ("runs back at it", ""),
+    "back": ("seeds back at it", ""),
     "steps_until_back": ("agent steps until then, median", ",.0f"),
     "area": ("area lost, return x agent steps", ",.0f"),
     "area_share": ("in per cent of level x steps left", ".1%"),
@@ -140,7 +140,7 @@ VIEWS = {
     "noise": "study source deviation deviation~ df pairs power needed needed~",
     "trend": "study criterion role rates pairs " + " ".join(TREND),
     "bins": "study arm bin mean pairs change change~",
-    "recovery": "study arm seeds runs level back steps_until_back area area_share",
+    "recovery": "study arm seeds level back steps_until_back area area_share",
     "aggregate": "studies arm games seeds iqm iqm~ left_out",
     "costs": "study arm seeds runs total kept zeros emptied disk_* resident_bytes multiply_adds_dense multiply_adds_nonzero "
     "agent_steps_per_second_while_learning agent_steps_per_second_before_cut agent_steps_per_second_after_cut "

@@ -89,6 +89,9 @@ def test_the_recovery_of_the_run_folders_is_in_the_table_and_never_is_no_number(
     assert (never.back, never.steps_until_back, never.area) == (0, np.inf, 1000)
     shown = (tmp_path / "report of runs" / "recovery.md").read_text().splitlines()
     assert sum("never" in line for line in shown) == 1
+    write_run(tmp_path / "runs", arm="l1-0.5-fork1", training=list(zip(steps, [*fell, 8, 8, 8, 8, 8], strict=True)))
+    forked = row(conclude(tmp_path / "runs", window=2)["recovery"], "l1-0.5")
+    assert (forked.seeds, forked.back, forked.steps_until_back, forked.area) == (1, 0, np.inf, 1175)  # a fork never is
     assert "l1-0.9" not in set(table.arm)  # with one game after the cut there is nothing to judge, and no row of 0 seeds
 
 
