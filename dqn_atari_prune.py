@@ -91,7 +91,7 @@ class Args:
     prune_until: float = 0.8
     """time of the last cut, as a share of the training, in [prune_at, 1]; used only if --prune-cuts is above 1"""
     prune_scope: Literal["layer", "global", "erk"] = "layer"
-    """layer: the rate of each tensor; l1 and random only: global, of all tensors together, erk, by Erdos-Renyi-Kernel"""
+    """layer: each tensor loses the rate. l1 and random only: global ranks all tensors together, erk is Erdos-Renyi-Kernel"""
     prune_bias: bool = True
     """prune bias tensors too; structured types always remove a unit's bias"""
     prune_head: bool = True
@@ -145,7 +145,7 @@ class Args:
         check(self.num_envs <= self.learning_starts < last, "learning_starts", rule, self.learning_starts)
         least = max(self.batch_size, MIN_SLOTS * self.num_envs)
         most = memory_bytes(self.cuda) // TRANSITION_BYTES
-        rule = f"lie in {least} to {most} transitions, from a minibatch and {MIN_SLOTS} per game to the memory here"
+        rule = f"lie in {least} to {most}: at least a minibatch and {MIN_SLOTS} transitions per game, at most the memory here"
         check(least <= self.buffer_size <= most, "buffer_size", rule, self.buffer_size)
 
         cuts = cut_iterations(self)

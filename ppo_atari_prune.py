@@ -88,7 +88,7 @@ class Args:
     prune_until: float = 0.8
     """time of the last cut, as a share of the training, in [prune_at, 1]; used only if --prune-cuts is above 1"""
     prune_scope: Literal["layer", "global", "erk"] = "layer"
-    """layer: the rate of each tensor; l1 and random only: global, of all tensors together, erk, by Erdos-Renyi-Kernel"""
+    """layer: each tensor loses the rate. l1 and random only: global ranks all tensors together, erk is Erdos-Renyi-Kernel"""
     prune_bias: bool = True
     """prune bias tensors too; structured types always remove a unit's bias"""
     prune_head: bool = True

@@ -234,9 +234,9 @@ def looks(study: Study) -> dict[str, dict]:
     return styles
 
 
-def fill_of(study: Study, arm: Arm) -> dict[str, str]:
-    """Hollow markers for an arm that lacks seeds of dense: its mean cannot be compared with the dense one."""
-    whole = not study.dense or arm.kind == "small" or arm.runs.keys() >= study.dense.runs.keys()
+def fill_of(study: Study, arm: Arm, seeds: int) -> dict[str, str]:
+    """Hollow markers for a mean over fewer seeds than dense has: it cannot be compared with the dense one."""
+    whole = not study.dense or arm.kind == "small" or seeds >= len(study.dense.runs)
     return {} if whole else {"markerfacecolor": "none"}
 
 
@@ -251,7 +251,7 @@ def scatter_by_rate(study: Study, ax, measure, line: bool) -> None:
     series: dict[str, list] = {}
     for arm in study.arms:
         if (level := measure(arm)) is not None:
-            series.setdefault(arm.criterion, []).append((position(study, arm), *level, fill_of(study, arm)))
+            series.setdefault(arm.criterion, []).append((position(study, arm), *level, fill_of(study, arm, len(level[1]))))
     for criterion, points in series.items():
         style, lane = styles[criterion], lanes.get(criterion, 0.0)
         ax.errorbar([], [], yerr=[], capsize=3, linestyle="none", label=criterion, **style)  # for the legend
@@ -366,7 +366,7 @@ def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
             for arm, x in sizes.items():
                 style = styles[arm.criterion] | {"label": arm.criterion}
                 scores = arm.quantity("after_cut")
-                with_interval(ax, x, paired.t_interval(scores), scores, style | fill_of(study, arm), points[arm])
+                with_interval(ax, x, paired.t_interval(scores), scores, style | fill_of(study, arm, len(scores)), points[arm])
             floor(ax, study, no_skill)
             title, right = fill(study.label, 60), 1.08 * largest  # room for what stands beside the largest
             ax.set(xlabel=label, ylabel="return after the cut", title=title, xlim=(0, right))
@@ -405,7 +405,7 @@ def moments(studies: list[Study], styles: dict, out: Path, no_skill: dict[str, N
             floor(ax, study, no_skill)
             for k, arm in enumerate(arms):
                 style, shift = styles[arm.rate], (k - (len(arms) - 1) / 2) * 0.6 / len(arms)
-                filling = fill_of(study, arm)
+                filling = fill_of(study, arm, min(len(arm.quantity(moment)) for moment in MOMENTS))
                 plain, means = {"color": style["color"], "marker": style["marker"]} | filling, []
                 for x, moment in enumerate(MOMENTS):
                     scores = arm.quantity(moment)

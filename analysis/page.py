@@ -26,15 +26,15 @@ the end; they are of one network, which may play far better or worse than the ru
 after the cut against the one before it. An arm of several cuts is evaluated after its last one: its shock has what it learned
 since the first in it. Its return after the cut is from the first one on.
 
-Declared for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in
-runs with the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above
--{100 * MARGIN:g} %, which is a one-sided test at 2.5 % if it is made once; no means that it lies below. Planned are
-{PLANNED["dqn"]} seeds of DQN and {PLANNED["ppo"]} of PPO. With fewer the answer is one so far: an interval that is looked at
-after each seed excludes the truth more often than in 5 % of studies. There is no answer with fewer than {MIN_SEEDS} seeds,
-where the interval of the dense return reaches down to what no skill scores, where a run has no return after the cut, or where
-no positive control (a plain cut at a rate of {CONTROLS:g} or more) shows a loss. Without such a control, another arm must show
-one. Everything else is exploratory. Until 2026-11-28 the declared quantity was the final network. For runs made before
-that day, return after the cut was chosen later.
+Declared for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in runs with
+the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above -{100 * MARGIN:g} %,
+which is a one-sided test at 2.5 % if it is made once; no means that it lies below. Planned are {PLANNED["dqn"]} seeds of DQN
+and {PLANNED["ppo"]} of PPO. With fewer seeds the answer is preliminary, and says "so far": an interval that is read after each
+seed misses the truth in more than 5 % of studies. There is no answer with fewer than {MIN_SEEDS} seeds, where the interval of
+the dense return reaches down to what no skill scores, where a run has no return after the cut, or where no positive control (a
+plain cut at a rate of {CONTROLS:g} or more) shows a loss. Without such a control, another arm must show one. Everything else
+is exploratory. Until 2026-11-28 the declared quantity was the final network. For runs made before that day, return after the
+cut was chosen later.
 
 Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense, or of a plain cut, have
 Fieller's interval, which allows for that mean being measured too. The exploratory comparisons of a study have simultaneous
@@ -46,12 +46,12 @@ each is one interval. One seed has no interval. Over several games, each seed ha
 seeds are the sample: masks and initial weights of a seed are the same in every game. `python -m checks.simulate_studies`
 measures how often these intervals cover the truth.
 
-Noise. What the declared test is made of is arm - {1 - MARGIN:g} x dense of each seed. Its deviation is estimated from the pairs
-of {name_of(DECLARED)} themselves, as the interval of its change is. A second estimate is from what remains of arms by seeds
-after an effect of each arm and of each seed, in per cent of the arm's mean, pooled over arms. A third is from equal
-continuations (A/A, forks). They may deviate less, since they do not show how seeds differ in what a cut does to them. From a
-deviation come the power of the test and the seeds that it needs. Where the first is far below the others, the seeds may agree
-by luck, and the interval of the change may be too narrow.
+Noise. The declared test is a test of arm - {1 - MARGIN:g} x dense, over seeds. Its deviation is estimated from the pairs of
+{name_of(DECLARED)} themselves, as the interval of its change is. A second estimate is from what remains of arms by seeds after
+an effect of each arm and of each seed, in per cent of the arm's mean, pooled over arms. A third is from equal continuations
+(A/A, forks). They may deviate less, since they do not show how seeds differ in what a cut does to them. From a deviation come
+the power of the test and the seeds that it needs. Where the first is far below the others, the seeds may agree by luck, and
+the interval of the change may be too narrow.
 
 No skill. Uniform random play and every action held all the time (epsilon 0.01), whole games. An evaluation whose commonest
 action has a share of {100 * HELD:g} % or more is called a held action. Distinct games differ in return or

@@ -46,6 +46,7 @@ from analysis.studies import build, group, label_studies
 from analysis.views import markdown, view
 from prune_utils.basics import UserError, check, exit_codes
 from prune_utils.log import init_wandb
+from prune_utils.run import check_wandb_mode
 
 MANIFEST = "report_files.txt"
 
@@ -123,6 +124,8 @@ def track(args: Args, tables: dict[str, pd.DataFrame]) -> None:
 def report(args: Args) -> None:
     check(1 <= args.window < 2**31, "window", "be at least 1 and below 2**31", args.window)
     check(args.no_skill == NO_SKILL or args.no_skill.is_file(), "no_skill", "be a file that exists", args.no_skill)
+    if args.track:
+        check_wandb_mode()
     runs, named = collect(args.runs, args.window)
     if not any(run.finished for run in runs):
         for what, name, reason in named:

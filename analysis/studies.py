@@ -79,7 +79,7 @@ class Arm:
 
 
 def of_runs(quantity: str, runs: list[Run]) -> float:
-    """Mean over runs; nan where one of them lacks the number, for what it lacks is no chance."""
+    """Mean over runs; nan where one lacks the number: a stuck agent is not missing at random."""
     return float(np.mean([run.value(quantity) for run in runs]))
 
 
@@ -153,7 +153,7 @@ class Study:
     @property
     def off_design(self) -> dict:
         """Options of all its runs that are not those of the declared design."""
-        design, shared = DESIGN[self.first.algorithm], [run.design() for run in self.runs]
+        design, shared = DESIGN[self.first.algorithm], [run.design() for run in self.runs if run.kind != "small"]
         own = {name: value for name, value in sorted(shared[0].items()) if value != design.get(name)}
         return {name: value for name, value in own.items() if all(options.get(name) == value for options in shared)}
 

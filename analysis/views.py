@@ -10,8 +10,9 @@ SCORE = "score"
 
 
 def in_points(row: dict, name: str) -> bool:
-    """Whether a change is told in points: where the share has no interval, or in one pair no value."""
-    return f"{name}_points" in row and pd.isna(row[f"{name}_low"]) and not (row["pairs"] == 1 and pd.notna(row[name]))
+    """Whether a change is told in points: where the share has no interval but the points have one, or there is no share."""
+    lacks = f"{name}_points" in row and pd.isna(row[f"{name}_low"])
+    return bool(lacks and (pd.notna(row[f"{name}_points_low"]) or pd.isna(row[name])))
 
 
 def number(value, spec: str = SCORE, infinite: str = "never") -> str:

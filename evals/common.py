@@ -16,9 +16,7 @@ from prune_utils.basics import UserError, check, check_file, derive_seed
 from prune_utils.evaluation import play, record_video, statistics
 from prune_utils.games import AtariGames
 from prune_utils.run import OWN_FILES, WANDB_FILES, read_config
-from prune_utils.storage import load_weights, storage_bytes
-
-MODELS = ("model.pt", "model_packed.npz")
+from prune_utils.storage import MODELS, load_weights, storage_bytes
 
 
 @dataclass

@@ -65,9 +65,8 @@ def check_common(args) -> None:
     check(bool(named), "run_name", "be 1 to 200 of the characters [A-Za-z0-9_.-], and no dot first", args.run_name)
     named = re.fullmatch(r"[^/\\#?%:]{1,128}", args.wandb_project_name)
     check(bool(named), "wandb_project_name", r"be 1 to 128 characters, none of / \ # ? % :", args.wandb_project_name)
-    mode = os.environ.get("WANDB_MODE", "online")
-    if args.track and mode not in WANDB_MODES:
-        raise UserError(f"WANDB_MODE must be {', '.join(WANDB_MODES)} or unset, got {mode}")
+    if args.track:
+        check_wandb_mode()
     forks = args.fork_seed is None or (args.fork_from is not None and args.fork_seed >= 0)
     check(forks, "fork_seed", "be at least 0 and come with --fork-from", args.fork_seed)
     check(0 <= args.prune_rate < 1, "prune_rate", "lie in [0, 1)", args.prune_rate)
@@ -90,6 +89,13 @@ def check_common(args) -> None:
         check(args.prune_head, "prune_head", f"stay on {needed}, which removes inputs of the output layers", args.prune_head)
     dense = args.prune_type == "none" and args.fork_from is None
     check(dense or not args.until_cut, "until_cut", "come with --prune-type none and without --fork-from", args.until_cut)
+
+
+def check_wandb_mode() -> None:
+    """Raise UserError for a WANDB_MODE with which W&B would not start."""
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode not in WANDB_MODES:
+        raise UserError(f"WANDB_MODE must be {', '.join(WANDB_MODES)} or unset, got {mode}")
 
 
 def arm(algorithm: str, options: dict) -> dict:
@@ -265,8 +271,8 @@ class Run:
         if resumes:
             self.checkpoint = load_checkpoint(self.folder / CHECKPOINTS[0])
             self.compare(self.checkpoint, "run_name", f"name a run with a checkpoint of its own: {self.folder} differs")
-            forked = not self.parent or not is_prune_point(self.checkpoint) or bool(previous.get("parent"))
-            check(forked, "fork_from", f"not be given to a run that began without it: {self.folder}", self.parent)
+            began_dense = self.parent and is_prune_point(self.checkpoint) and not previous.get("parent")
+            check(not began_dense, "fork_from", f"not be given to a run that began without it: {self.folder}", self.parent)
             os.replace(self.checkpoint["file"], self.folder / CHECKPOINTS[0])  # the one before may be the last good one
         else:
             if previous and not self.checkpoint:

@@ -14,6 +14,7 @@ import torch
 import zstandard
 
 Weights = dict[str, torch.Tensor]
+MODELS = ("model.pt", "model_packed.npz")
 DIGEST = 64  # hexadecimal digits of SHA-256
 
 
@@ -64,7 +65,7 @@ def load_weights(path: Path | str) -> Weights:
     """The weights of a run folder, a model.pt or a model_packed.npz. Raises OSError, or what the readers say of a bad file."""
     path = Path(path)
     if path.is_dir():
-        path = next((path / name for name in ("model.pt", "model_packed.npz") if (path / name).exists()), path / "model.pt")
+        path = next((path / name for name in MODELS if (path / name).exists()), path / MODELS[0])
     return unpack(path.read_bytes()) if path.suffix == ".npz" else torch.load(path, weights_only=True, map_location="cpu")
 
 

@@ -16,6 +16,7 @@ for run in "${@:2}"; do
   [[ -e $run/config.json ]] || { echo "error: no run folder (it has no config.json): $run" >&2 && exit 2; }
   runs+=("$run")
 done
+((${#runs[@]} > 0)) || { echo "error: no run folder was named" >&2 && exit 2; }
 for run in "${runs[@]}"; do
   if [[ ! -e $run/summary.json ]]; then
     echo "not finished: $run" >&2

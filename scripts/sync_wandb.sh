@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Upload offline W&B runs. Files that a kill has torn are mended first. A run that still trains is named and left alone.
 #   scripts/sync_wandb.sh                  all runs in runs/
-#   scripts/sync_wandb.sh runs/NAME...     these, and those in folders below
+#   scripts/sync_wandb.sh runs/NAME...     these, and all in folders of runs; a report's folder too
 # Needs a key (`wandb login` or WANDB_API_KEY). What is uploaded is marked (.synced) and not sent again. Exit code 1: some runs
 # could not be uploaded; they are named. Environment variables: PYTHON=.venv/bin/python and those of W&B.
 set -euo pipefail
@@ -14,7 +14,7 @@ shopt -s nullglob
 for folder in "$@"; do
   [[ -e $folder ]] || { echo "error: no such folder: $folder" >&2 && exit 2; }
 done
-mapfile -t folders < <(find "$@" -name config.json -printf '%h\n' | sort) # of runs, at any depth
+mapfile -t folders < <(find -H "$@" -type d -name wandb -prune -printf '%h\n' | sort -u) # of runs and reports, at any depth
 
 # Half a minute of trying is enough to say that there is no server; by default it takes many minutes.
 export WANDB_X_GRAPHQL_RETRY_MAX=${WANDB_X_GRAPHQL_RETRY_MAX:-4} WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS=5

@@ -143,6 +143,10 @@ def test_the_declared_study_is_that_of_the_default_options_whatever_folder_is_gi
     arms = {"none": DENSE, "l1-0.5": SURE} | CONTROL
     runs = study(tmp_path / "runs", arms, total_timesteps=100_000)
     conclude(runs)
+    wide = study(tmp_path / "wide" / "runs", arms, width=2.0)
+    study(wide, {"none": DENSE})  # a small dense network beside it
+    conclude(wide)
+    assert "- These runs are not the declared study (width 2.0).\n" in text(tmp_path / "wide" / "report of runs")
     told = "- These runs are not the declared study (total_timesteps 100000).\n"
     assert told in text(tmp_path / "report of runs")
     study(runs, arms, eval_episodes=100)  # the number of games is no part of it
@@ -213,6 +217,21 @@ def test_where_dense_returns_are_below_0_differences_are_told_in_points(tmp_path
     assert re.search(r"l1 at 0.8: -1.2 points \(95 % interval -1.9 to -0.4, 3 seeds\). A loss of 0.4 points or more", sentences)
     table = (tmp_path / "report of runs" / "changes.md").read_text()
     assert table.count("-1.2 points | -1.9 to -0.4 points") == 3  # return after the cut, late return and final network
+
+
+def test_a_quantity_of_fewer_pairs_than_the_return_after_the_cut_keeps_its_unit(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE[:2], "l1-0.8": [90.0, 99.0]}, eval_episodes=0)
+    write_run(runs, arm="none", seed=3, score=120.0, final=[100.0, 100.0])
+    write_run(runs, arm="l1-0.8", seed=3, score=108.0, final=[90.0, 90.0])
+    for folder in [*runs.glob("*__s1*"), *runs.glob("*__s2*")]:  # without evaluation games
+        config, summary = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "summary"))
+        (folder / "summary.json").write_text(json.dumps(summary | {"eval": {}}))
+        (folder / "eval.csv").unlink()
+        assert config["options"]["eval_episodes"] == 0
+    table = row(conclude(runs)["changes"], "l1-0.8")
+    assert table.pairs == 3 and table.final == pytest.approx(-0.1)
+    shown = (tmp_path / "report of runs" / "changes.md").read_text()
+    assert "| -10.0% |" in shown and "| -10.0 points |" not in shown
 
 
 def test_returns_below_0_before_the_cut_are_enough_for_points(tmp_path):

@@ -48,7 +48,7 @@ BOTH = [
 ]
 DQN = [
     ("buffer_size", 31, "lie in 64 to "),
-    ("buffer_size", 10**12, " transitions, from a minibatch and 8 per game to the memory here"),
+    ("buffer_size", 10**12, ": at least a minibatch and 8 transitions per game, at most the memory here"),
     ("learning_starts", 2_000_000, "lie in [8, 2000000), from --num-envs to the step of the last gradient update"),
     ("learning_starts", 7, "lie in [8, 2000000), from --num-envs to the step"),
     ("batch_size", 0, "be at least 1"),

@@ -301,7 +301,7 @@ def test_a_replay_buffer_has_to_fit_into_the_cgroup_and_not_only_into_the_machin
     monkeypatch.setattr(device, "memory", lambda: (GIB, 4 * GIB))
     most = 4 * GIB // dqn.TRANSITION_BYTES
     with pytest.raises(
-        UserError, match=rf"^--buffer-size must lie in \d+ to {most} transitions, .* to the memory here, got 1000000$"
+        UserError, match=rf"^--buffer-size must lie in \d+ to {most}: .*, at most the memory here, got 1000000$"
     ):
         dqn.Args(cuda=False)  # 7 GB
     assert dqn.Args(cuda=False, buffer_size=most).buffer_size == most

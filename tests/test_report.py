@@ -511,23 +511,23 @@ def test_a_seed_without_games_in_a_tenth_is_not_counted_and_named(tmp_path):
     assert "No return after the cut of l1 at 0.5 (seed 3): no game ended in a tenth of the steps after the cut, because" in told
 
 
-def test_an_arm_that_lacks_seeds_of_dense_is_hollow_and_no_line_leads_to_it(tmp_path, drawn, monkeypatch):
+def test_a_mean_over_fewer_seeds_than_dense_is_hollow_and_no_line_leads_to_it(tmp_path, drawn, monkeypatch):
     markers, lines = [], []
 
     def look(figure, out, name):
         figures.plt.close(figure)
         if name == "return_against_rate":
-            shown = [line for line in figure.axes[0].lines if len(line.get_xdata()) and line.get_marker() == "o"]
-            markers.extend(line.get_markerfacecolor() == "none" for line in shown)
-            lines.extend(
-                list(line.get_xdata()) for line in figure.axes[0].lines if line.get_alpha() == 0.6 and len(line.get_xdata()) > 1
-            )
+            shown = [line for line in figure.axes[0].lines if len(line.get_xdata())]
+            markers.extend(line.get_markerfacecolor() == "none" for line in shown if line.get_marker() == "o")
+            lines.extend(list(line.get_xdata()) for line in shown if (line.get_linewidth(), line.get_alpha()) == (0.8, 0.6))
 
-    study(tmp_path / "runs", {"none": DENSE, "l1-0.1": L1[:1], "l1-0.5": L1, "l1-0.8": L1})
+    study(tmp_path / "runs", {"none": DENSE, "l1-0.1": L1[:1], "l1-0.3": L1, "l1-0.5": L1, "l1-0.8": L1[:2]})
+    stuck = [(step, 103.0 if step <= 1000 else 1.0) for step in range(10, 1801, 10)]
+    write_run(tmp_path / "runs", arm="l1-0.8", seed=3, training=stuck)
     monkeypatch.setattr(figures, "save", look)
     conclude(tmp_path / "runs")
-    assert markers == [True, False, False]
-    assert [0.5, 0.8] in lines and not any(0.1 in line for line in lines)
+    assert markers == [True, False, False, True]  # of l1 at 0.8 one seed is stuck
+    assert [0.3, 0.5] in lines and not any({0.1, 0.8} & set(line) for line in lines)
 
 
 def test_the_headline_draws_dense_in_the_seeds_of_the_declared_arm(tmp_path, drawn, monkeypatch):

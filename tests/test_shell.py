@@ -157,6 +157,7 @@ def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_t
     done = collect(tmp_path / "five", run, tmp_path)  # the folder of runs, and nothing is copied before it is refused
     assert done.returncode == 2 and "error: no run folder (it has no config.json): " in done.stderr
     assert not (tmp_path / "five").exists()
+    assert collect(tmp_path / "five", tmp_path / "half.log").returncode == 2
     done = collect(run, run)  # the folder for copies was forgotten
     assert done.returncode == 2 and done.stderr == f"error: {run} is a run folder: name a folder for the copies first\n"
     bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / "three"), ".", cwd=run)  # the run that one stands in

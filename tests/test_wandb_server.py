@@ -87,15 +87,16 @@ def test_a_folder_of_runs_stands_for_its_runs_one_that_still_writes_is_left_alon
     running, empty = runs / "pong" / "running", runs / "empty"
     for folder in (running, empty):
         (folder / "wandb" / "offline-run-1").mkdir(parents=True)
-        (folder / "config.json").touch()
     python = os.environ | {"PYTHON": sys.executable}
     (running / "wandb" / "offline-run-1" / "run-1.wandb").write_bytes(b"half a header and a torn record")
     with open(running / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (runs / "empty.log").touch()  # a sweep leaves one beside each run
-        for given in ([runs], [running, empty, runs / "empty.log"]):
+        (tmp_path / "link").symlink_to(runs)
+        for given in ([runs], [running, empty, runs / "empty.log"], [running, runs], [tmp_path / "link"]):
             done = subprocess.run(["bash", SYNC, *given], env=python, capture_output=True, text=True)
-            assert (done.returncode, done.stdout, done.stderr) == (0, "", f"still running: {running}\n")
+            assert (done.returncode, done.stdout) == (0, "")
+            assert done.stderr.replace("/link/", "/runs/") == f"still running: {running}\n"
     assert len(list(running.glob("wandb/*/*"))) == 1  # not mended either
     (tmp_path / "other").mkdir()
     nothing = subprocess.run(["bash", SYNC, tmp_path / "other"], env=python, capture_output=True, text=True)
