@@ -275,8 +275,12 @@ def low_precision(network: nn.Module, dtype: torch.dtype, optimizer: torch.optim
         for p, master in pairs:
             p.copy_(master)
 
+    gradients = {p: torch.empty_like(master) for p, master in pairs if p.requires_grad}  # in fp32, at addresses that stay
+
     def deliver(master: nn.Parameter, p: nn.Parameter) -> None:
-        master.grad, p.grad = p.grad.float(), None
+        if gradients[p].shape != p.shape:  # units were removed
+            gradients[p] = torch.empty_like(master)
+        master.grad, p.grad = gradients[p].copy_(p.grad), None
 
     for p, master in pairs:
         if p.requires_grad:
