@@ -78,7 +78,7 @@ def sent(folder: Path, trained: Path, algorithm: str) -> set[str]:
     config, result = json.loads((trained / "config.json").read_text()), summary(trained)
     config["options"]["track"] = True
     saved = {"curves": (trained / "curves.csv").read_text(), "recent_returns": []}
-    saved |= {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0}
+    saved |= {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0, "at_cut": (0, 0.0)}
     folder.mkdir()
     run_arm = arm(algorithm, config["options"]) | {"group": "a group"}
     log = Log(folder, config, run_arm, saved, result["global_step"], forked=False, check_folder=lambda: None)
