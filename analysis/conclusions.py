@@ -87,7 +87,7 @@ def obstacles(study: Study, changes: list[dict], returns: list[dict], no_skill: 
     declared = next((row for row in changes if row["role"] == "declared"), None)
     pairs = declared["pairs"] if declared else 0
     if lacking := without_return(study, DECLARED):
-        reasons.append(f"the comparison would leave out seed {', '.join(map(str, lacking))}: {WITHOUT}")
+        reasons.append(f"it would leave out seed {', '.join(map(str, lacking))}: {WITHOUT}")
     if pairs < MIN_SEEDS:
         reasons.append(f"it takes {MIN_SEEDS} seeds, and there {'is' if pairs == 1 else 'are'} {pairs}")
     dense = next((row for row in returns if row["role"] == "dense"), {})

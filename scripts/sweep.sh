@@ -12,7 +12,8 @@
 #   GRADUAL=0   1: every unstructured arm a second time, pruned in 8 cuts from --prune-at to --prune-until (0.8)
 #   JOBS=0      runs side by side; 0: as many as cores and memory allow
 #   RUNS_DIR=runs   DRY_RUN=0   PYTHON=.venv/bin/python
-# Exit codes: 0 all runs are finished, 1 some failed or none fits into memory, 2 invalid options or variables, 143 stopped by SIGTERM or Ctrl-C.
+# Exit codes: 0 all runs are finished, 1 some failed or none fits into memory, 2 invalid options or variables, 143 stopped by
+# SIGTERM or Ctrl-C.
 set -euo pipefail
 trap '' PIPE # output that nobody reads ends no training
 [[ " $* " != *" --help "* && " $* " != *" -h "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }

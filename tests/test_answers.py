@@ -78,7 +78,7 @@ def test_a_seed_whose_agent_is_stuck_takes_the_answer_and_a_seed_without_a_pair_
     write_run(runs, arm="l1-0.5", seed=5, training=stuck)
     conclude(runs)
     told = text(tmp_path / "report of runs")
-    assert QUESTION + "There is no answer: the comparison would leave out seed 5: no game ended in a tenth of the steps" in told
+    assert QUESTION + "There is no answer: it would leave out seed 5: no game ended in a tenth of the steps" in told
     assert ", 3 seeds). It has no pair in seed 4, 5.\n" in told
 
 
