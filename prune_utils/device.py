@@ -209,7 +209,8 @@ def capture(function: Callable, changes: tuple) -> tuple[torch.cuda.CUDAGraph, o
         graph.register_generator_state(generator)
     with torch.cuda.graph(graph):
         outputs = function()
-    torch._foreach_copy_(tensors, before)
+    for t, saved in zip(tensors, before, strict=True):
+        t.copy_(saved)
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
     return graph, outputs

@@ -2,7 +2,10 @@
 
 import copy
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -11,9 +14,11 @@ import torch.nn as nn
 
 import dqn_atari_prune as dqn
 import ppo_atari_prune as ppo
+from checks.kill_runs import bits
 from prune_utils import device
 from prune_utils.basics import UserError
 from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, fp32_copy, graphed, low_precision, resolve, scaled
+from tests.conftest import SCRIPTS, SHORT
 from tests.test_learning_mathematics import frames, generator, ppo_minibatch
 
 NETWORKS = {"dqn": dqn.QNetwork, "ppo": ppo.Agent}
@@ -234,6 +239,62 @@ def test_on_a_cpu_a_graphed_function_is_the_function_itself(monkeypatch):
     assert [function(), function(2), function(2)] == [1, 2, 3] and calls == [(), (2,), (2,)]
     function.recapture()
     assert function(2) == 4
+
+
+@pytest.fixture
+def without_graphs(monkeypatch):
+    """`capture` warms up and restores as on a GPU; the graph itself is a stand-in that does nothing."""
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+
+
+@torch.no_grad()
+def test_warming_a_graph_up_is_undone_in_tensors_and_generators_whether_there_are_any_or_not(without_graphs):
+    network, generator, total = nn.Linear(2, 2), torch.Generator().manual_seed(1), torch.zeros(1)
+    optimizer = PreallocatedAdam(network.parameters(), lr=1e-2, eps=1e-8)
+    tensors = [total, *network.parameters(), *(t for state in optimizer.state.values() for t in state.values())]
+    before, draws = [t.clone() for t in [*tensors, generator.get_state()]], []
+
+    def function() -> None:
+        draws.append(torch.rand(1, generator=generator))
+        for t in tensors:
+            t.add_(1)
+
+    device.capture(function, (network, generator, optimizer, total))
+    assert all(map(torch.equal, [*tensors, generator.get_state()], before)) and len(draws) == 4
+    device.capture(lambda: torch.rand(1, generator=generator), (generator,))  # as `act`
+    assert torch.equal(generator.get_state(), before[-1])
+    device.capture(lambda: None, ())  # as `store`
+
+
+@both
+@pytest.mark.parametrize(("prune_type", "precision"), [("l1", "fp32"), ("l1-structured", "bf16")])
+def test_a_run_whose_functions_are_warmed_up_as_for_cuda_graphs_ends_in_the_same_bits(
+    small_run, without_graphs, algorithm, prune_type, precision, monkeypatch
+):
+    captures = []
+
+    def warmed_up(_device: torch.device, changes: tuple = ()) -> Callable:
+        def decorate(function: Callable) -> Callable:
+            captured = set()
+
+            def call(*constants):
+                if constants not in captured:
+                    device.capture(partial(function, *constants), changes)
+                    captured.add(constants)
+                    captures.append(function.__name__)
+                return function(*constants)
+
+            call.recapture = captured.clear
+            return call
+
+        return decorate
+
+    options = SHORT[algorithm] | {"prune_rate": 0.5, "prune_type": prune_type, "precision": precision}
+    plain = small_run(algorithm, **options)
+    monkeypatch.setattr(SCRIPTS[algorithm], "graphed", warmed_up)
+    assert bits(small_run(algorithm, name="warmed_up", **options)) == bits(plain)
+    assert captures.count("act") == captures.count("learn") == 2  # before the cut and after it
 
 
 def test_an_inbox_brings_arrays_of_any_type_to_tensors_that_stay_where_they_are():
