@@ -33,7 +33,7 @@ from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, cores, gra
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames, Step
 from prune_utils.run import Run, check_common
-from prune_utils.shrink import Tensors, count_tensors, hidden_layers, layer_widths, remove_units
+from prune_utils.shrink import Tensors, count_tensors, hidden_layers, remove_units
 
 
 # --------------------------------------------------------------------------------------------------------------- options
@@ -151,6 +151,10 @@ class Args:
         cuts = cut_iterations(self)
         most = cuts[-1] - cuts[0] + 1
         check(len(cuts) <= most, "prune_cuts", f"be at most {most}, one per iteration until --prune-until", self.prune_cuts)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(max(1, round(self.width * units)) for units in (32, 64, 64, self.hidden_size))
 
     @property
     def num_iterations(self) -> int:
@@ -443,7 +447,7 @@ def train(args: Args) -> Path:
 
     games = AtariGames(args.env_id, args.num_envs, run.seed("games"), run.num_threads)
     with seeded(run.seed("network")):
-        q_network = QNetwork(games.num_actions, layer_widths(args))
+        q_network = QNetwork(games.num_actions, args.widths)
     q_network = q_network.to(device, memory_format=torch.channels_last)
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = PreallocatedAdam(q_network.parameters(), lr=args.learning_rate, eps=1e-8)

@@ -30,7 +30,7 @@ from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, graphed, l
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames
 from prune_utils.run import Run, check_common
-from prune_utils.shrink import Tensors, count_tensors, hidden_layers, layer_widths, remove_units
+from prune_utils.shrink import Tensors, count_tensors, hidden_layers, remove_units
 
 
 # --------------------------------------------------------------------------------------------------------------- options
@@ -155,6 +155,10 @@ class Args:
         cuts = cut_iterations(self)
         most = cuts[-1] - cuts[0] + 1
         check(len(cuts) <= most, "prune_cuts", f"be at most {most}, one per iteration until --prune-until", self.prune_cuts)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(max(1, round(self.width * units)) for units in (32, 64, 64, self.hidden_size))
 
     @property
     def num_iterations(self) -> int:
@@ -391,7 +395,7 @@ def train(args: Args) -> Path:
 
     games = AtariGames(args.env_id, args.num_envs, run.seed("games"), run.num_threads)
     with seeded(run.seed("network")):
-        agent = Agent(games.num_actions, layer_widths(args))
+        agent = Agent(games.num_actions, args.widths)
     agent = agent.to(device, memory_format=torch.channels_last)
     optimizer = PreallocatedAdam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
     # what runs forward and backward: in fp32 the agent itself, else a copy renewed by optimizer.step and load_state_dict

@@ -6,11 +6,6 @@ import torch.nn as nn
 Tensors = dict[str, torch.Tensor]
 
 
-def layer_widths(args) -> tuple[int, ...]:
-    """Channels of the three convolutions and units of fc1, at least one each, by the options hidden_size and width."""
-    return tuple(max(1, round(args.width * units)) for units in (32, 64, 64, args.hidden_size))
-
-
 def count_tensors(tensors: Tensors, masks: Tensors, sizes: dict[str, int]) -> dict[str, dict[str, int]]:
     """Per tensor: `total` entries before the cut; `pruned`, masked or removed; `nonzero` (an entry can be 0 without a mask)."""
     counts = {}

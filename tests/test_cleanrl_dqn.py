@@ -16,7 +16,6 @@ import torch.nn as nn
 import dqn_atari_prune as dqn
 from prune_utils.basics import derive_seed, seeded
 from prune_utils.games import AtariGames
-from prune_utils.shrink import layer_widths
 from tests.conftest import SMALL, weights
 
 
@@ -34,7 +33,7 @@ def reference(args: dqn.Args, make_games: Callable, sent: list[np.ndarray]) -> d
     """The network that the loop ends with, loss and mean Q value of the last update of each step, and what happened."""
     games = make_games(args.env_id, args.num_envs, derive_seed(args.seed, "games"), 1)
     with seeded(derive_seed(args.seed, "network")):
-        q_network = plain(dqn.QNetwork(games.num_actions, layer_widths(args)))
+        q_network = plain(dqn.QNetwork(games.num_actions, args.widths))
     target_network, start = copy.deepcopy(q_network), copy.deepcopy(q_network)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, foreach=False, fused=False)
     actions_rng, minibatch_rng = (

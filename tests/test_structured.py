@@ -15,7 +15,7 @@ from prune_utils.basics import derive_seed
 from prune_utils.device import PreallocatedAdam, low_precision
 from prune_utils.evaluation import observe
 from prune_utils.run import Run
-from prune_utils.shrink import hidden_layers, layer_widths, remove_units
+from prune_utils.shrink import hidden_layers, remove_units
 from tests.conftest import SCRIPTS, SHORT, SMALL, rows, summary, weights
 from tests.test_resume import same_bits
 
@@ -186,11 +186,11 @@ def test_a_structured_run_forks_resumes_after_its_cut_and_is_evaluated_with_its_
 
 @both
 def test_a_dense_network_of_the_width_that_a_structured_cut_leaves_has_its_shapes(algorithm):
-    small = NETWORKS[algorithm](6, layer_widths(SCRIPTS[algorithm].Args(width=0.5)))
+    small = NETWORKS[algorithm](6, SCRIPTS[algorithm].Args(width=0.5).widths)
     network = NETWORKS[algorithm](6)
     remove_units(SCRIPTS[algorithm].choose_units(network, "l1-structured", 0.5, 1), [network])
     assert [p.shape for p in small.parameters()] == [p.shape for p in network.parameters()]
-    assert layer_widths(SCRIPTS[algorithm].Args(**SMALL[algorithm])) == (32, 64, 64, 64)
+    assert SCRIPTS[algorithm].Args(**SMALL[algorithm]).widths == (32, 64, 64, 64)
 
 
 def test_kernels_stay_channels_last_after_a_structured_cut():
