@@ -69,6 +69,8 @@ def read_variables(args) -> dict:
     for variable in ("SEED", "RATE", "TYPE", "GAME", "FORK"):
         if variable in os.environ:
             raise UserError(f"{variable} must be written {variable}S, got {variable}={os.environ[variable]}")
+    if args.track and "WANDB_RUN_ID" in os.environ:
+        raise UserError("WANDB_RUN_ID must not be set for a sweep with --track: all its runs would be this one")
     rates = words("RATES", str(args.prune_rate), float)
     matrix = {"seed": words("SEEDS", "1", int), "prune_rate": rates, "env_id": words("GAMES", args.env_id)}
     for option, values in matrix.items():
@@ -175,7 +177,7 @@ def plan(algorithm: str, options: list[str]) -> None:
     too_small = total < per_run and not (jobs or gpus or dry_run)
     places = max(1, gpus)  # with that much free memory each
     each = min(RUNS_PER_GPU if gpus else cores(), int(free // per_run))
-    jobs = jobs or max(places, min(places * each, cores()))
+    jobs = jobs or max(places, min(places * each, cores() // args.num_threads))
 
     steps = args.total_timesteps // args.steps_per_iteration * args.steps_per_iteration
     cut = script.cut_iterations(args)[0] * args.steps_per_iteration
@@ -202,7 +204,7 @@ def plan(algorithm: str, options: list[str]) -> None:
         f"{matrix_in_words}; {len(runs)} runs of {steps:,} agent steps, "
         f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "
         "phase one are the commands that end in --until-cut, phase two all others; "
-        f"{jobs} side by side, threads {args.num_threads}; {hours}; "
+        f"{at_once} side by side, threads {args.num_threads}; {hours}; "
         f"memory {at_once * per_run / 1e9:.1f} GB of {places * free / 1e9:.1f} GB, "
         f"disk {disk / 1e9:.1f} GB of {shutil.disk_usage(existing).free / 1e9:.0f} GB",
         error=True,
@@ -214,6 +216,7 @@ def plan(algorithm: str, options: list[str]) -> None:
             f"{smaller}; JOBS=1 tries it all the same"
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    visible = ",".join(visible.split(",")[:gpus])  # CUDA stops at the first that is not there
     print(shlex.join([str(jobs), visible if gpus else "-", *dashboard(args, matrix["env_id"])]))
     file = f"{algorithm}_atari_prune.py"
     print("\n".join(line(run, name, file, options, until_cut=True) for run, name in dense))

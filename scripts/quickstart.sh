@@ -11,6 +11,8 @@ set -euo pipefail
 [[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 cd "$(dirname "$0")/.."
 
+[[ ${DRY_RUN:-0} == [01] ]] || { echo "error: DRY_RUN must be 0 or 1, got $DRY_RUN" >&2 && exit 2; }
+
 python=.venv/bin/python
 common=(--env-id SpaceInvadersNoFrameskip-v4 --prune-rate 0.5 --eval-episodes 10 --num-threads 1 "$@")
 ppo=("$python" ppo_atari_prune.py --run-name quickstart_ppo --prune-type l1 --total-timesteps 24576 "${common[@]}")

@@ -13,6 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 export RUNS_DIR=${RUNS_DIR:-runs}
+[[ ${DRY_RUN:-0} == [01] ]] || { echo "error: DRY_RUN must be 0 or 1, got $DRY_RUN" >&2 && exit 2; }
 commands=$(DRY_RUN=1 "$@")
 [[ ${DRY_RUN:-0} != 1 ]] || { echo "$commands" && exit; }
 command -v sbatch >/dev/null || { echo "error: sbatch is not there: submit from a machine of a Slurm cluster" >&2 && exit 2; }
@@ -24,10 +25,10 @@ echo "$commands" >"$list"
 submit() {
   # shellcheck disable=SC2086 # SBATCH is a list of words
   sbatch --parsable --array="$1" --job-name=atari-prune --output="$RUNS_DIR/slurm-%A_%a.log" --requeue --open-mode=append \
-    --signal=B:TERM@60 "${@:2}" ${SBATCH:-} <<TASK
+    --signal=B:TERM@60 ${SBATCH:-} "${@:2}" <<TASK
 #!/usr/bin/env bash
-cd $(printf '%q' "$PWD")
-eval "exec \$(sed -n "\${SLURM_ARRAY_TASK_ID}p" $(printf '%q' "$list"))"
+cd $(printf '%q' "$PWD") && command=\$(sed -n "\${SLURM_ARRAY_TASK_ID}p" $(printf '%q' "$list")) && [[ -n \$command ]] || exit 1
+eval "exec \$command"
 TASK
 }
 

@@ -39,6 +39,7 @@ for folder in "${folders[@]}"; do
       echo "synced $run"
     else
       echo "$output" >&2
+      rm -f "${files[0]}.synced" # the client marks what it failed to send, too
       echo "error: not synced: $run" >&2
       failed=1
     fi

@@ -125,6 +125,30 @@ def test_a_second_array_that_slurm_refuses_is_a_failure(tmp_path):
     assert done.returncode == 3 and done.stdout == "dense runs to their cuts: job 7\n"
 
 
+def test_the_second_array_waits_for_the_first_whatever_sbatch_is_told_and_a_job_without_its_command_fails(tmp_path):
+    (tmp_path / "sbatch").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$*" >>calls && cat >task && echo 7\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    words = [str(tmp_path / "scripts" / "slurm.sh"), "bash", "-c", "echo 'a --until-cut'; echo ls --none"]
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "slurm.sh", words[0])
+    variables = {"SBATCH": "--dependency=afterany:55", "RUNS_DIR": str(tmp_path / "runs")}
+    assert bash(*words, PATH=f"{tmp_path}:{os.environ['PATH']}", **variables).returncode == 0
+    told = [re.findall(r"--dependency=\S+", call) for call in (tmp_path / "calls").read_text().splitlines()]
+    assert [dependencies[-1] for dependencies in told] == [
+        "--dependency=afterany:55",
+        "--dependency=afterany:7",
+    ]  # the last counts
+    codes = [bash(str(tmp_path / "task"), SLURM_ARRAY_TASK_ID=line).returncode for line in ("2", "3")]
+    next((tmp_path / "runs").glob("slurm-*.txt")).unlink()
+    assert [*codes, bash(str(tmp_path / "task"), SLURM_ARRAY_TASK_ID="2").returncode] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("words", [["slurm.sh", "scripts/sweep_ppo.sh"], ["quickstart.sh"]])
+def test_a_dry_run_that_is_misspelt_does_nothing(words, tmp_path):
+    done = bash(str(ROOT / "scripts" / words[0]), *words[1:], DRY_RUN="true", RUNS_DIR=str(tmp_path / "runs"))
+    assert (done.returncode, done.stderr) == (2, "error: DRY_RUN must be 0 or 1, got true\n") and not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_on_slurm_prints_the_commands_and_submits_nothing(tmp_path):
     (tmp_path / "sbatch").write_text("#!/usr/bin/env bash\ntouch submitted\n")
     (tmp_path / "sbatch").chmod(0o755)

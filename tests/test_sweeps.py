@@ -152,7 +152,13 @@ def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_f
     monkeypatch.setattr(plan_sweep, "cores", lambda: 16)
     monkeypatch.setattr(plan_sweep.torch.cuda, "device_count", lambda: 2)
     jobs, lists = [], []
-    for free, variables in ((70e9, {}), (3.5e9, {}), (0.0, {}), (70e9, {"JOBS": "3"}), (70e9, {"CUDA_VISIBLE_DEVICES": "5,2"})):
+    for free, variables in (
+        (70e9, {}),
+        (3.5e9, {}),
+        (0.0, {}),
+        (70e9, {"JOBS": "3"}),
+        (70e9, {"CUDA_VISIBLE_DEVICES": "5,2,7"}),
+    ):
         monkeypatch.setattr(plan_sweep.torch.cuda, "mem_get_info", lambda free=free: (free, 80e9))
         plan("ppo", **variables)
         first, *rest = capsys.readouterr().out.splitlines()
@@ -161,7 +167,8 @@ def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_f
     assert jobs == ["16 0,1", "6 0,1", "2 0,1", "3 0,1", "16 5,2"]
     assert all(other == lists[0] for other in lists) and "__num_threads-1" in lists[0][0]  # 16 cores for 2 GPUs of 8 runs each
     plan("ppo", "--num-threads", "4")
-    assert "__num_threads-4" in capsys.readouterr().out.splitlines()[1]
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first == "4 0,1" and "__num_threads-4" in second  # 4 * 4 threads
     for count, gpus, jobs in ((2, 1, 2), (4, 4, 4), (2, 4, 4)):  # a run for each core, and for each GPU at least
         monkeypatch.setattr(plan_sweep, "cores", lambda count=count: count)
         monkeypatch.setattr(plan_sweep.torch.cuda, "device_count", lambda gpus=gpus: gpus)
@@ -218,6 +225,8 @@ def test_a_tracked_sweep_ends_with_the_command_for_its_dashboard_whether_or_not_
     words = shlex.split(capsys.readouterr().out.splitlines()[0])[2:]
     assert words[:2] == [sys.executable, "scripts/wandb_dashboard.py"]
     assert tyro.cli(wandb_dashboard.Args, args=words[2:]) == wandb_dashboard.Args("me", "atari-prune", tuple(games))
+    with pytest.raises(UserError, match="WANDB_RUN_ID must not be set for a sweep with --track"):
+        plan("ppo", "--track", WANDB_RUN_ID="one")
 
     stub = tmp_path / "python"  # both the plan and the runs
     for code, command in ((0, " my dashboard"), (1, " my dashboard"), (0, "")):
@@ -245,18 +254,19 @@ def test_short_help_is_help_and_a_file_is_no_folder_for_runs(tmp_path):
     assert refused.stderr == f"error: RUNS_DIR must be a folder that can be written, got {tmp_path / 'file'}\n"
 
 
-def test_a_dense_run_that_failed_at_its_cut_and_finished_afterwards_is_finished(tmp_path):
-    train = tmp_path / "train"  # it fails when its prune point is written already
-    train.write_text(
-        '#!/usr/bin/env bash\nmkdir -p "$RUNS_DIR/$1" && touch "$RUNS_DIR/$1/prune_point.pt"\n[[ $2 != --until-cut ]]\n'
-    )
+@pytest.mark.parametrize(("code", "told"), [(1, ["failed d"]), (75, ["waiting for d", "paused d at its cut"])])
+def test_a_dense_run_whose_prune_point_is_there_goes_on_whether_it_failed_then_or_another_sweep_trains_it(tmp_path, code, told):
+    train = tmp_path / "train"
+    write = 'mkdir -p "$RUNS_DIR/$1" && touch "$RUNS_DIR/$1/prune_point.pt"'
+    train.write_text(f"#!/usr/bin/env bash\n{write}\n[[ $2 != --until-cut ]] || exit {code}\n")
     stub = tmp_path / "python"
     stub.write_text(f"#!/usr/bin/env bash\nprintf '1 -\\nd d {train} d --until-cut\\nd d {train} d 2\\na d {train} a 2\\n'\n")
     for path in (train, stub):
         path.chmod(0o755)
     done = run("ppo", PYTHON=str(stub), RUNS_DIR=str(tmp_path / "runs"))
-    events = [line.partition(" (exit")[0] for line in done.stdout.splitlines()]
-    assert events[:6] == ["started d", "failed d", "started d", "finished d (1 of 2)", "started a", "finished a (2 of 2)"]
+    events = [re.sub(r" \((exit|another).*", "", line) for line in done.stdout.splitlines()]
+    after_the_cut = ["started d", "finished d (1 of 2)", "started a", "finished a (2 of 2)"]
+    assert events[:-1] == ["started d", *told, *after_the_cut]
     assert (done.returncode, done.stderr) == (0, "")
 
 

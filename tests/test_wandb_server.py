@@ -107,13 +107,21 @@ def test_a_folder_of_runs_stands_for_its_runs_one_that_still_writes_is_left_alon
     assert refused.returncode == 2 and refused.stderr == f"error: no such folder: {tmp_path / 'typo'}\n"
 
 
-def test_a_sync_without_a_server_names_the_runs_that_failed_and_exits_1(tmp_path):
+def test_a_sync_without_a_server_or_with_one_that_takes_no_rows_names_what_failed_exits_1_and_tries_again(tmp_path):
+    folder, told = tmp_path / "r", f"error: not synced: {tmp_path / 'r'}/wandb/offline-run-"
     with serving() as server:
         env = online(tmp_path, server)
-    words = command(tmp_path / "r", SHORT["ppo"], "--track")
+    words = command(folder, SHORT["ppo"], "--track")
     assert subprocess.run(words, env=env | {"WANDB_MODE": "offline"}, capture_output=True).returncode == 0
-    done = sync(tmp_path / "r", env)
-    assert done.returncode == 1 and f"error: not synced: {tmp_path / 'r'}/wandb/offline-run-" in done.stderr
+    done = sync(folder, env)
+    assert done.returncode == 1 and told in done.stderr
+    with serving(refuses=True) as server:
+        for _ in range(2):
+            done = sync(folder, online(tmp_path, server))
+            assert done.returncode == 1 and told in done.stderr
+    with serving() as server:
+        assert sync(folder, online(tmp_path, server)).returncode == 0
+        assert sorted(on_server(server)) == sorted(in_curves(folder))
 
 
 def test_a_server_that_goes_away_neither_stops_nor_changes_a_run_and_its_rows_can_be_sent_later(tmp_path, small_run):

@@ -63,7 +63,9 @@ class Handler(BaseHTTPRequestHandler):
         if "Authorization" in self.headers and self.headers["Authorization"] != CREDENTIALS:
             return self.answer({"errors": [{"message": "permission denied"}]}, status=401)
         stream = re.match(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path)
-        if stream:
+        if stream and self.server.refuses:
+            self.answer({"error": "bad request"}, status=400)
+        elif stream:
             run = self.run_of(stream[1])
             for name, part in (json.loads(data).get("files") or {}).items():
                 lines, offset = run["files"].setdefault(name, []), part.get("offset", 0)
@@ -155,10 +157,13 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving():
-    """The server, running; server.runs and server.views are what it was told, server.server_port its port."""
+def serving(refuses: bool = False):
+    """The server, running; server.runs and server.views are what it was told, server.server_port its port.
+
+    With `refuses` it takes no rows.
+    """
     server = Server(("127.0.0.1", 0), Handler)
-    server.runs, server.views = {}, {}
+    server.runs, server.views, server.refuses = {}, {}, refuses
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
