@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import gymnasium as gym
@@ -91,21 +92,32 @@ def multiply_adds(network: nn.Module) -> dict[str, int]:
 @torch.no_grad()
 @true_fp32()
 def record_video(policy: Policy, env_id: str, seed: int, path: Path) -> float:
-    """Play one game in colour with the stable-baselines3 wrappers, write it as an mp4 at 15 frames per second; its score."""
-    from moviepy import ImageSequenceClip
-    from stable_baselines3.common.atari_wrappers import AtariWrapper
+    """Play one game in colour with the stable-baselines3 wrappers, write it as an mp4 at 15 frames per second; its score.
 
-    stickiness = atari_spec(env_id)["repeat_action_probability"]
-    env = gym.make(env_id, render_mode="rgb_array", frameskip=1, repeat_action_probability=stickiness)
-    env = AtariWrapper(env, terminal_on_life_loss=False, clip_reward=False)
-    env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
-    obs, _ = env.reset(seed=seed)
-    frames, score, over = [env.render()], 0.0, False
-    while not over:
-        stack = torch.from_numpy(np.asarray(obs)[None, ..., 0])
-        obs, reward, terminated, truncated, _ = env.step(int(policy(stack)[0]))
-        frames.append(env.render())
-        score, over = score + float(reward), terminated or truncated
-    env.close()
-    ImageSequenceClip(frames, fps=15).write_videofile(str(path), audio=False, logger=None)
-    return score
+    Raises OSError where that fails, and leaves no file then.
+    """
+    try:
+        import imageio_ffmpeg  # it keeps Ctrl-C from ffmpeg
+        from stable_baselines3.common.atari_wrappers import AtariWrapper
+
+        stickiness = atari_spec(env_id)["repeat_action_probability"]
+        env = gym.make(env_id, render_mode="rgb_array", frameskip=1, repeat_action_probability=stickiness)
+        env = AtariWrapper(env, terminal_on_life_loss=False, clip_reward=False)
+        env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
+        obs, _ = env.reset(seed=seed)
+        height, width, _ = env.render().shape
+        score, over = 0.0, False
+        with closing(imageio_ffmpeg.write_frames(str(path), (width, height), fps=15, macro_block_size=2)) as video:
+            video.send(None)  # it opens the file
+            while not over:
+                video.send(env.render())
+                stack = torch.from_numpy(np.asarray(obs)[None, ..., 0])
+                obs, reward, terminated, truncated, _ = env.step(int(policy(stack)[0]))
+                score, over = score + float(reward), terminated or truncated
+            video.send(env.render())
+        env.close()
+        return score
+    except Exception as error:  # whatever a game, the wrappers or ffmpeg say
+        path.unlink(missing_ok=True)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+        raise OSError(f"no video of {env_id} can be recorded ({reason})") from error

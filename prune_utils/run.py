@@ -560,9 +560,13 @@ class Run:
             self.write("model_packed.npz", storage.pack(weights))
             files = [self.folder / "model.pt", self.folder / "model_packed.npz"]
         if self.args.capture_video:
-            files.append(self.folder / "final.mp4")
             self.check_folder()
-            evaluation.record_video(make_policy(network, self.seed("video")), self.args.env_id, self.seed("video"), files[-1])
+            video, seed = self.folder / "final.mp4", self.seed("video")
+            try:
+                evaluation.record_video(make_policy(network, seed), self.args.env_id, seed, video)
+                files.append(video)
+            except OSError as error:
+                say(f"{error}; the run finishes without it", error=True)
         self.log(global_step, {f"disk/{name}_bytes": size for name, size in summary["disk"].items()})
         steps, seconds = self.log.at_cut
         summary["time"] = {

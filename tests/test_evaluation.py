@@ -16,7 +16,7 @@ from prune_utils import evaluation, storage
 from prune_utils.basics import derive_seed
 from prune_utils.device import FoldedConv2d
 from prune_utils.run import MOMENTS
-from tests.conftest import SCRIPTS, SHORT, rows, weights
+from tests.conftest import SCRIPTS, SHORT, rows, summary, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV_ID = "SpaceInvadersNoFrameskip-v4"
@@ -273,6 +273,14 @@ def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypa
     assert (video.get(cv2.CAP_PROP_FRAME_HEIGHT), video.get(cv2.CAP_PROP_FRAME_WIDTH)) == (210, 160)
     frame = video.read()[1].astype(int)
     assert (abs(frame[..., 0] - frame[..., 1]) > 50).any()  # grey would have three equal channels
+
+
+def test_a_run_whose_video_cannot_be_recorded_says_so_and_finishes(monkeypatch, tmp_path, capsys):
+    options = SHORT["ppo"] | {"env_id": "ALE/Backgammon-v5", "capture_video": True, "runs_dir": str(tmp_path)}
+    folder = SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**options))
+    told = "no video of ALE/Backgammon-v5 can be recorded (AssertionError)"  # the wrappers need a first action of NOOP
+    assert f"{told}; the run finishes without it\n" in capsys.readouterr().err
+    assert summary(folder)["arm"] == "l1-0.3" and not (folder / "final.mp4").exists()
 
 
 @pytest.mark.parametrize(

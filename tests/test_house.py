@@ -114,11 +114,11 @@ def test_modules_are_imported_by_statements_and_never_handed_over():
         assert not handed_over(tree, modules), file
 
 
-def test_wandb_and_moviepy_are_imported_only_when_they_are_asked_for():
+def test_wandb_and_ffmpeg_are_imported_only_when_they_are_asked_for():
     for file, tree in TREES.items():
         at_once = [node for node in outside_of_functions(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
         names = {name.split(".")[0] for node in at_once for name in imports(ast.Module([node], []))}
-        assert not {"wandb", "wandb_workspaces", "moviepy"} & names, file
+        assert not {"wandb", "wandb_workspaces", "imageio_ffmpeg"} & names, file
 
 
 def test_prune_utils_knows_nothing_of_learning():
