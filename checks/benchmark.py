@@ -4,7 +4,8 @@
     python -m checks.benchmark --programs ours old --old CHECKOUT --jobs 1 2 --rounds 5
 
 Programs run in turn, A B C A B C, each run in a process of its own, started by its command line. Of several runs side by side
-the speeds are added, and they are compared with as many runs of the other program, whose threads share the cores as ours do.
+the speeds in the time in which all of them learn are added, and compared with as many runs of the other program, whose
+threads share the cores as ours do.
 All have CleanRL's hyperparameters and the same lowered `--learning-starts`; the first lap of learning is left out. This project
 prunes before the first step, so that every lap masks its gradients. DQN explores with epsilon 0.01 from the start, as in nine
 tenths of its training: CleanRL and stable-baselines3 skip the network where they explore. CleanRL's DQN plays one game, since
@@ -13,6 +14,7 @@ slow drifts.
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -47,6 +49,8 @@ class Args:
     """checkout of an earlier commit of this project: ratios are then to it"""
     rounds: int = 3
     """runs of each program; fewer than 3 say nothing of the spread"""
+    limit: float | None = None
+    """seconds after which no further run begins; what was measured until then is shown"""
     jobs: tuple[int, ...] = (1,)
     """how many runs of a program side by side, one figure each"""
     num_envs: int = 8
@@ -87,10 +91,20 @@ def laps(folder: Path) -> list:
     return EventAccumulator(str(folder)).Reload().Scalars("charts/SPS")
 
 
-def learning_speed(folder: Path, learning_starts: int) -> float | None:
-    """Agent steps per second of a run from the end of its first lap of learning to the end of its last."""
-    learned = [lap for lap in laps(folder) if lap.step > learning_starts]
-    return (learned[-1].step - learned[0].step) / (learned[-1].wall_time - learned[0].wall_time) if len(learned) > 1 else None
+def learning_speeds(runs: list[list], learning_starts: int) -> list[float] | None:
+    """Agent steps per second of each of several runs side by side, by their laps in the time in which all of them learn.
+
+    It begins when the last run has ended its first lap of learning and ends with the first run. None if a run has no whole lap
+    in it.
+    """
+    learned = [[lap for lap in laps if lap.step > learning_starts] for laps in runs]
+    if not all(learned):
+        return None
+    begin, end = max(laps[0].wall_time for laps in learned), min(laps[-1].wall_time for laps in learned)
+    common = [[lap for lap in laps if begin <= lap.wall_time <= end] for laps in learned]
+    if min(map(len, common)) < 2:
+        return None
+    return [(laps[-1].step - laps[0].step) / (laps[-1].wall_time - laps[0].wall_time) for laps in common]
 
 
 def train(checkout: Path, algorithm: str, args: Args, jobs: int, scratch: str) -> tuple[list[str], list[float], dict]:
@@ -110,8 +124,8 @@ def train(checkout: Path, algorithm: str, args: Args, jobs: int, scratch: str) -
         raise SystemExit(f"error: failed: {' '.join(words)}")
     times = [json.loads((folder / "summary.json").read_text())["time"] for folder in folders]
     peaks = {name: max((t[name] for t in times if t[name]), default=None) for name in ("peak_ram_bytes", "peak_gpu_bytes")}
-    speeds = [learning_speed(folder, starts) for folder in folders]
-    if None in speeds:
+    speeds = learning_speeds([laps(folder) for folder in folders], starts)
+    if speeds is None:
         print(f"error: --steps must be several thousand, got {args.steps}: no lap of learning was whole", file=sys.stderr)
         sys.exit(2)
     return words, speeds, peaks
@@ -132,9 +146,9 @@ def start_up_seconds(checkout: Path, algorithm: str, args: Args, scratch: str) -
 def watch(
     words: list[str], environment: dict, pattern: str, steps_per_line: int, seconds: float, scratch: str, jobs: int
 ) -> tuple[list[str], list[float], dict]:
-    """As `train`, of a program that prints a line each steps_per_line agent steps: the slope over its lines after three.
+    """As `train`, of a program that prints a line each steps_per_line agent steps: the slope over its lines.
 
-    All processes run until each has been watched for so many seconds.
+    All processes run until each has been watched for so many seconds, from when the last of them has printed three lines.
     """
     processes = [
         subprocess.Popen(
@@ -151,10 +165,15 @@ def watch(
             if re.search(pattern, line):
                 arrivals[job].append(time.perf_counter())
 
+    def watched() -> list[list[float]]:
+        """The arrivals of each process from when all of them have printed three lines."""
+        begin = max(times[3] if len(times) > 3 else math.inf for times in arrivals)
+        return [[t for t in times if t >= begin] for times in arrivals]
+
     listeners = [threading.Thread(target=listen, args=(job,)) for job in range(jobs)]
     for listener in listeners:
         listener.start()
-    while all(t.is_alive() for t in listeners) and not all(len(a) > 4 and a[-1] - a[3] > seconds for a in arrivals):
+    while all(t.is_alive() for t in listeners) and not all(t and t[-1] - t[0] > seconds for t in watched()):
         time.sleep(0.05)
     peaks = {"peak_ram_bytes": max(filter(None, (peak_ram_bytes(process.pid) for process in processes)), default=None)}
     for process in processes:
@@ -162,10 +181,10 @@ def watch(
         process.wait()
     for listener in listeners:
         listener.join()
-    for times, output in zip(arrivals, outputs, strict=True):
-        if len(times) < 5:
+    for times, output in zip(watched(), outputs, strict=True):
+        if len(times) < 2:
             raise SystemExit(f"error: no steps came from {' '.join(words)}:\n{''.join(output[-15:])}")
-    return words, [steps_per_line * (len(times) - 4) / (times[-1] - times[3]) for times in arrivals], peaks
+    return words, [steps_per_line * (len(times) - 1) / (times[-1] - times[0]) for times in watched()], peaks
 
 
 def cleanrl(algorithm: str, args: Args, scratch: str, jobs: int) -> tuple[list[str], list[float], dict]:
@@ -204,16 +223,16 @@ def measure(program: str, algorithm: str, jobs: int, args: Args, scratch: str) -
     row |= {"program": program, "algorithm": algorithm, "side_by_side": jobs, "steps_per_second": round(sum(speeds), 1)}
     row |= {"num_envs": 1 if (program, algorithm) == ("cleanrl", "dqn") else args.num_envs}
     row |= {"peak_ram_bytes": None, "peak_gpu_bytes": None} | peaks
-    if checkout and jobs == args.jobs[0]:
+    if checkout and jobs == 1:
         row["start_up_seconds"] = round(start_up_seconds(checkout.resolve(), algorithm, args, scratch), 2)
     return row | {"command": " ".join(Path(w).name if os.sep in w else f"'{w}'" if " " in w else w for w in words)}
 
 
 def measure_bound(algorithm: str, row: dict, args: Args) -> dict:
     """The parts of a step of all games beside the whole step that was just measured, in microseconds."""
-    us = step_parts.parts(step_parts.Args(algorithm, ENV_ID, args.num_envs, threads_each(args, args.jobs[0])))
+    us = step_parts.parts(step_parts.Args(algorithm, ENV_ID, args.num_envs, threads_each(args, 1)))
     us |= {"bound": step_parts.bound(algorithm, us, torch.cuda.is_available())}
-    us |= {"step": row["num_envs"] / row["steps_per_second"] * row["side_by_side"] * 1e6}
+    us |= {"step": row["num_envs"] / row["steps_per_second"] * 1e6}
     return us | {"bound / step": us["bound"] / us["step"], "mask / update": us["mask"] / us["update"]}
 
 
@@ -237,25 +256,28 @@ def main(args: Args) -> None:
     for program, folder in {"old": args.old, "cleanrl": args.cleanrl}.items():
         if program in args.programs and not (folder and folder.is_dir()):
             raise SystemExit(f"error: --{program} must be a checkout where --programs has {program}, got {folder}")
-    plan = [(a, p, jobs) for a in args.algorithms for jobs in args.jobs for p in args.programs]
-    rows, bounds = [], []
+    rounds = range(1, args.rounds + 1)
+    plan = [(k, a, jobs, p) for k in rounds for a in args.algorithms for jobs in args.jobs for p in args.programs]
+    rows, bounds, began = [], [], time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        for repetition in range(1, args.rounds + 1):
-            for algorithm, program, jobs in plan:
-                row = measure(program, algorithm, jobs, args, scratch) | {"repetition": repetition}
-                rows.append(row)
-                if args.csv:
-                    pd.DataFrame(rows).to_csv(args.csv, index=False)
-                print(f"{repetition}: {program} {algorithm} x{jobs}: {row['steps_per_second']:.0f} steps/s", flush=True)
-                if program == "ours" and jobs == args.jobs[0] and "old" not in args.programs:
-                    us = measure_bound(algorithm, row, args)
-                    bounds.append({"algorithm": algorithm, "repetition": repetition} | us)
+        for repetition, algorithm, jobs, program in plan:
+            if rows and args.limit is not None and time.monotonic() - began > args.limit:
+                print(f"the limit of {args.limit:g} s is reached after {len(rows)} of {len(plan)} measurements", flush=True)
+                break
+            row = measure(program, algorithm, jobs, args, scratch) | {"repetition": repetition}
+            rows.append(row)
+            if args.csv:
+                pd.DataFrame(rows).to_csv(args.csv, index=False)
+            print(f"{repetition}: {program} {algorithm} x{jobs}: {row['steps_per_second']:.0f} steps/s", flush=True)
+            if program == "ours" and jobs == 1 and "old" not in args.programs:
+                us = measure_bound(algorithm, row, args)
+                bounds.append({"algorithm": algorithm, "repetition": repetition} | us)
     frame = pd.DataFrame(rows)
     base = next((program for program in ("old", "cleanrl", "sb3") if program in args.programs), None)
     table = compare(frame, "steps_per_second", base)
     for kind in ("ram", "gpu"):
         table[f"peak_{kind}_GB"] = frame.groupby(table.index.names)[f"peak_{kind}_bytes"].max().astype(float) / 1e9
-    print(f"\nagent steps per second of {args.rounds} rounds\n\n{table.round(3).to_string()}")
+    print(f"\nagent steps per second of {frame.repetition.max()} rounds\n\n{table.round(3).to_string()}")
     if "start_up_seconds" in frame:
         print("\nseconds from the start of a process to the end of its first lap (DQN: 1,000 steps, PPO: a rollout of four)\n")
         print(compare(frame, "start_up_seconds", "old").round(3).to_string())

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from checks.benchmark import compare, watch
+from checks import benchmark as program
+from checks.benchmark import compare, learning_speeds, watch
 from checks.step_parts import bound
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +66,26 @@ def test_ratios_are_of_one_round_with_as_many_runs_side_by_side():
     # 1.1, 0.9, 1: round by round; 180 / 200: of the medians
     assert alone[["median ratio to old", "min ratio to old", "max ratio to old"]].tolist() == pytest.approx([1, 0.9, 1.1])
     assert alone["ratio of medians"] == 0.9 and together["ratio of medians"] == together["min ratio to old"] == 1.2
+
+
+def test_speeds_of_our_runs_side_by_side_are_those_of_the_time_in_which_all_of_them_learn():
+    def laps(*events: tuple[int, float]) -> list:
+        return [SimpleNamespace(step=step, wall_time=seconds) for step, seconds in events]
+
+    # the first run is alone until 3 s, and the second from 6 s on; a lap of 1,000 steps before learning starts counts for none
+    runs = [laps((1000, 0), (2000, 1), (3000, 2), (4000, 4), (5000, 6)), laps((1000, 1), (2000, 3), (3000, 5), (4000, 7))]
+    assert learning_speeds(runs, 1000) == [1000 / 2, 1000 / 2]
+    assert learning_speeds(runs[:1], 1000) == [3000 / 5]
+    assert learning_speeds(runs, 4000) is None and learning_speeds([runs[0][:2], runs[1]], 1000) is None
+
+
+def test_no_measurement_begins_after_the_limit_and_what_there_is_is_shown(monkeypatch, tmp_path, capsys):
+    row = {"program": "ours", "algorithm": "ppo", "side_by_side": 2, "steps_per_second": 10.0, "num_envs": 8}
+    monkeypatch.setattr(program, "measure", lambda *_: row | {"peak_ram_bytes": 1e9, "peak_gpu_bytes": None})
+    program.main(program.Args(programs=("ours",), jobs=(2,), rounds=3, limit=0.0, csv=tmp_path / "b.csv"))
+    printed = capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "b.csv")) == 1 and "of 1 rounds" in printed
+    assert "the limit of 0 s is reached after 1 of 6 measurements" in printed
 
 
 def test_the_bound_is_the_parts_in_turn_but_for_a_dqn_whose_emulator_steps_while_the_gpu_learns():
