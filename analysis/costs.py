@@ -21,6 +21,7 @@ import tyro
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.figures import crossing
+from analysis.table import labels
 from analysis.views import markdown
 from prune_utils.basics import UserError, check, check_file, exit_codes
 from prune_utils.run import CRITERIA
@@ -52,7 +53,8 @@ def read(path: Path) -> pd.DataFrame:
     needed = COLUMNS | MEASURES | {f"{column}{quartile}" for column in latencies(rows) for quartile in ("_q25", "_q75")}
     if not len(rows) or not set(rows) >= needed or rows[list(COLUMNS)].isna().any(axis=None):
         raise UserError(f"CSV must be a file that evals.efficiency wrote, got {path}: it lacks rows, columns or values")
-    return rows
+    names = rows.run if "run" in rows else rows.algorithm + " " + rows.arm  # in files of earlier versions
+    return rows.assign(run=names, file=str(path))
 
 
 def latencies(rows: pd.DataFrame) -> dict[str, str]:
@@ -67,7 +69,12 @@ def table(rows: pd.DataFrame) -> str:
     def cells(name: str, spec: str, scale: float = 1) -> list[str]:
         return ["" if pd.isna(x) else format(x / scale, spec) for x in rows[name]]
 
-    shown = {"run": rows.algorithm + " " + rows.arm, "sparsity": cells("sparsity", ".2f"), "form": rows.form}
+    names = list(rows.run.unique())
+    shown = {
+        "run": rows.run.map(dict(zip(names, labels(names), strict=True))),
+        "sparsity": cells("sparsity", ".2f"),
+        "form": rows.form,
+    }
     shown |= {"file, kB": cells("file_bytes", ",.0f", 1e3), "memory, kB": cells("resident_bytes", ",.0f", 1e3)}
     shown |= {"load, ms": cells("load_ms", ".1f"), "units": cells("units", ".0f")}
     shown["multiply-adds, millions"] = cells("multiply_adds", ".2f", 1e6)
@@ -77,9 +84,16 @@ def table(rows: pd.DataFrame) -> str:
     return markdown(pd.DataFrame(shown))
 
 
-def medians(arms: pd.DataFrame, form: str) -> pd.DataFrame:
-    """By sparsity, of all runs of a form."""
-    return arms[arms.form == form].groupby("sparsity").median(numeric_only=True)
+def file_shares(arms: pd.DataFrame, name: str) -> pd.Series:
+    """Bytes in a format as a share of the dense file of the same run; the median over runs, by sparsity."""
+    dense = arms[arms.form == "dense"]
+    return (dense[f"{name}_bytes"] / dense.dense_bytes).groupby(dense.sparsity).median()
+
+
+def latency_shares(arms: pd.DataFrame, form: str, column: str) -> pd.Series:
+    """Latency of a form as a share of that of the dense form of the same run; the median over runs, by sparsity."""
+    runs = arms.pivot_table(index=["sparsity", "file", "run"], columns="form", values=column)
+    return (runs[form] / runs["dense"]).groupby("sparsity").median() if form in runs else pd.Series(dtype=float)
 
 
 def curves(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -107,9 +121,8 @@ def crossings(rows: pd.DataFrame) -> str:
     for label, arms in curves(rows).items():
         if "-structured" in label:  # the network itself is smaller, so that its dense file is no reference
             continue
-        dense, csr = medians(arms, "dense"), medians(arms, "csr")
-        ratios = {f"file as {name.replace('_', ' ')}": dense[f"{name}_bytes"] / dense.dense_bytes for name in FORMATS}
-        ratios |= {f"CSR layers, {name}": csr[column] / dense[column] for column, name in latencies(rows).items()}
+        ratios = {f"file as {name.replace('_', ' ')}": file_shares(arms, name) for name in FORMATS}
+        ratios |= {f"CSR layers, {name}": latency_shares(arms, "csr", column) for column, name in latencies(rows).items()}
         told["smaller or faster than dense from this sparsity on"] = {name: name for name in ratios}
         told[label] = {name: pays_from(ratio.dropna()) for name, ratio in ratios.items()}
     return markdown(pd.DataFrame(told)) if told else "no pruned run: nothing to tell from which sparsity on what pays\n"
@@ -121,12 +134,12 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(1, 1 + len(names), figsize=(3.6 * (1 + len(names)), 4.2), layout="constrained", squeeze=False)
     on_disk, in_time = axes[0, 0], axes[0, 1:]
     criterion = next((kind for kind in CRITERIA if (rows.prune_type == kind).any()), "none")
-    dense = medians(rows[rows.prune_type.isin(["none", criterion])], "dense")
-    fine = np.linspace(dense.index[0], dense.index[-1], 200)
+    arms = rows[rows.prune_type.isin(["none", criterion])]
     for k, name in enumerate(FORMATS):
-        shares = dense[f"{name}_bytes"] / dense.dense_bytes
-        on_disk.plot(fine, np.interp(fine, dense.index, shares), color=f"C{k}", lw=1)  # straight in bytes, bent on this axis
-        on_disk.plot(dense.index, shares, "svo^<>Pd"[k], color=f"C{k}", ms=4, label=name.replace("_", " "))
+        shares = file_shares(arms, name)
+        fine = np.linspace(shares.index[0], shares.index[-1], 200)
+        on_disk.plot(fine, np.interp(fine, shares.index, shares), color=f"C{k}", lw=1)  # straight in bytes, bent on this axis
+        on_disk.plot(shares.index, shares, "svo^<>Pd"[k], color=f"C{k}", ms=4, label=name.replace("_", " "))
     on_disk.set(yscale="log", title=f"file of {criterion} arms / dense file", xlabel="sparsity")
     on_disk.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     on_disk.yaxis.set_major_formatter("{x:g}")
@@ -135,7 +148,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     for ax, (column, name) in zip(in_time, names.items(), strict=True):
         for k, (label, arms) in enumerate(curves(rows).items()):
             for form, line, colours in (("csr", "-", "Blues"), ("without_dead_units", "--", "Oranges")):
-                ratio = medians(arms, form)[column] / medians(arms, "dense")[column]
+                ratio = latency_shares(arms, form, column)
                 style = {"color": plt.get_cmap(colours)(0.4 + 0.15 * k), "ls": line, "marker": "osDv^P<X>*"[k % 10], "ms": 4}
                 ax.plot(ratio.index, ratio, label=f"{form.replace('_', ' ')}: {label}", **style)
         ax.set(title=f"latency / dense, {name}", xlabel="sparsity", ylim=(0, 1.05 * max(1.0, ax.get_ylim()[1])))

@@ -47,10 +47,11 @@ class Args:
     """CSV file of the games; None is a name made of the options and the model's file, beside the model"""
 
 
-def check_out(option: str, *files: Path) -> None:
-    """Raise UserError unless each file can be written and is none that a run wrote into its folder; the first one is named."""
+def check_out(option: str, model: Path | None, *files: Path) -> None:
+    """Raise UserError unless each file can be written and is neither the model nor a run's own; the first one is named."""
     for file in files:
         check_file(option, file)
+        check(model is None or file.resolve() != model.resolve(), option, "not name the model itself", files[0])
         own = file.name in {*OWN_FILES, *WANDB_FILES, "config.json", ".lock"} and bool(read_config(file.resolve().parent))
         check(not own, option, "not name a file that the run itself wrote", files[0])
 
@@ -89,6 +90,10 @@ def load(model: Path | str, network_class: type[nn.Module], env_id: str | None =
     return network, env_id
 
 
+def count_nonzero(network: nn.Module) -> int:
+    return sum(int(p.count_nonzero()) for p in network.parameters())
+
+
 def run(
     args: Args, network_class: type[nn.Module], make_policy: Callable, how: str, prunable: Callable, make_masks: Callable
 ) -> None:
@@ -105,13 +110,19 @@ def run(
     out = args.out or folder_of(args.model) / f"{'_'.join(parts)}.csv"
     torch.set_flush_denormal(True)  # as in training; threads that torch starts in `load` inherit it
     network, env_id = load(args.model, network_class, args.env_id)
-    check_out("out", out, *[out.with_suffix(".mp4")] * args.capture_video)
-    check(not args.capture_video or out.suffix != ".mp4", "out", "not end in .mp4, as the video does", out)
+    check_out("out", args.model, out)
+    if args.capture_video:
+        check(out.suffix != ".mp4", "out", "not end in .mp4, as the video does", out)
+        check_out("out", args.model, out, out.with_suffix(".mp4"))
 
     tensors = prunable(network, args.prune_bias, args.prune_head)
     masks = make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, derive_seed(args.seed, "mask"))
+    nonzero = count_nonzero(network)
     for name, mask in masks.items():
         tensors[name].mul_(mask).add_(0.0)  # -0.0 + 0.0 is +0.0
+    if masks:
+        left = count_nonzero(network)
+        print(f"pruning left {left:,} of {nonzero:,} entries that are not zero" + "; nothing changed" * (left == nonzero))
     policy = make_policy(network, derive_seed(args.seed, "evaluation"))
     games = play(policy, env_id, args.eval_episodes, derive_seed(args.seed, "games"))
     with open(out, "w", newline="") as file:

@@ -166,7 +166,7 @@ def main() -> None:
         args = tyro.cli(Args, prog="python -m evals.efficiency", description=__doc__)
         check(args.calls >= ROUNDS and args.calls % ROUNDS == 0, "calls", f"be a multiple of {ROUNDS}", args.calls)
         if args.csv:
-            check_out("csv", args.csv)
+            check_out("csv", None, args.csv)
         if not args.runs:
             raise UserError("RUN must be at least one run folder, got none")
         runs = {folder: read(folder) for folder in args.runs}  # a wrong folder is told before minutes of measuring
@@ -182,7 +182,7 @@ def main() -> None:
         table = pd.DataFrame(rows)
         if args.csv:
             table.to_csv(args.csv, index=False)
-        shown = table.filter(regex="^(algorithm|arm|sparsity|form|file.*|load.*|resident.*|multiply.*|units|us_[^_]*)$")
+        shown = table.filter(regex="^(run|sparsity|form|file.*|load.*|resident.*|multiply.*|units|us_[^_]*)$")
         print(f"{rows[0]['device']}, torch {torch.__version__}; us_AxB: median microseconds of a batch of A with B threads")
         print(shown.round(2).to_string(index=False, na_rep=""))
 

@@ -1,6 +1,6 @@
 """Write a saved agent as an ONNX file, for programs without PyTorch.
 
-    python -m evals.export runs/NAME --out agent.onnx
+    python -m evals.export runs/NAME
 
 Its input `frames` is (batch, 4, 84, 84) uint8, the oldest frame first. Its outputs are `q_values` (batch, actions) of a DQN, or
 `logits` (batch, actions) and `value` (batch,) of a PPO. Units that pruning left dead are taken out. Before the file is written
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import tyro
 
 from dqn_atari_prune import QNetwork
-from evals.common import check_out, load
+from evals.common import check_out, folder_of, load
 from ppo_atari_prune import Agent
 from prune_utils.basics import UserError, exit_codes, say, write_atomically
 from prune_utils.device import FoldedConv2d
@@ -37,8 +37,8 @@ TOLERANCE = 1e-5
 class Args:
     model: Annotated[Path, tyro.conf.Positional]
     """run folder, or its model.pt or model_packed.npz"""
-    out: Path = Path("agent.onnx")
-    """file to write"""
+    out: Path | None = None
+    """file to write; None is agent.onnx beside the model"""
     env_id: str | None = None
     """Gymnasium id of an Atari game; None is the one that the model was trained on"""
 
@@ -127,7 +127,8 @@ def main() -> None:
     with exit_codes():
         args = tyro.cli(Args, prog="python -m evals.export", description=__doc__)
         check_installed()
-        check_out("out", args.out)
+        out = args.out or folder_of(args.model) / "agent.onnx"
+        check_out("out", args.model, out)
         try:
             network_class = Agent if "actor.weight" in load_weights(args.model) else QNetwork
         except Exception:  # `load` says what is wrong with it
@@ -136,11 +137,11 @@ def main() -> None:
         data, frames = onnx_bytes(network), real_frames(env_id, 100)
         pairs = zip(onnx_network(data)(frames), outputs(network, frames), strict=True)
         worst = float(np.max([np.abs(a - b).max() / max(1.0, np.abs(b).max()) for a, b in pairs]))  # nan where one is
-        apart = f"outputs are {worst:.1e} of the largest from PyTorch's"
+        apart = f"outputs differ from PyTorch's by {worst:.1e} (of the largest, if that is above 1)"
         if not worst <= TOLERANCE:
             raise OSError(f"{apart}, more than {TOLERANCE:g}: nothing is written")
-        write_atomically(args.out, data)
-        say(f"{args.out}: {len(data):,} bytes; {apart} on {len(frames)} stacks of frames")
+        write_atomically(out, data)
+        say(f"{out}: {len(data):,} bytes; {apart} on {len(frames)} stacks of frames")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,16 @@ def made_up(*arms: tuple[str, str, float, int, float], device: str = "a CPU") ->
     """Rows of arms: name, criterion, sparsity, bytes of COO (dense 1000), latency of CSR (dense 10)."""
     rows = []
     for arm, prune_type, sparsity, coo, latency in arms:
-        row = {"algorithm": "dqn", "arm": arm, "prune_type": prune_type, "sparsity": sparsity, "device": device, "torch": "2"}
+        row = {
+            "run": arm,
+            "file": "a.csv",
+            "algorithm": "dqn",
+            "arm": arm,
+            "prune_type": prune_type,
+            "sparsity": sparsity,
+            "device": device,
+            "torch": "2",
+        }
         row |= {f"{name}_bytes": 500 for name in costs.FORMATS} | {"coo_bytes": coo, "dense_bytes": 1000}
         row |= {"file_bytes": 1000, "resident_bytes": 1000, "load_ms": 1.0, "units": 9, "multiply_adds": 10**6}
         for form, us in (("dense", 10.0), ("csr", latency), ("without_dead_units", 9.0)):
@@ -61,6 +70,15 @@ def test_what_pays_is_read_off_straight_lines_between_the_measured_sparsities():
     one, other = made_up(*arms), made_up(*arms, device="a GPU").rename(columns={"us_1x1": "us_1x4"})
     told = costs.crossings(pd.concat([one, other]))  # what a device did not measure is a dash, and no "always faster"
     assert "| CSR layers, batch 1, 1 thread | never | - |" in told and "| CSR layers, batch 1, 4 threads | - | never |" in told
+
+
+def test_shares_are_of_the_dense_form_of_the_same_run_before_the_median_over_runs_is_taken():
+    slow, fast = ("slow", "l1", 0.5, 3000, 20.0), ("fast", "l1", 0.5, 3000, 12.0)
+    rows = made_up(slow, fast)
+    rows.loc[rows.run == "slow", "us_1x1"] *= 10  # of the medians: 106 / 55 = 1.93
+    assert costs.latency_shares(rows, "csr", "us_1x1").tolist() == [1.6]  # 200 / 100 and 12 / 10
+    rows.loc[rows.run == "slow", ["coo_bytes", "dense_bytes"]] = 6000, 10_000  # of the medians: 4500 / 5500 = 0.82
+    assert costs.file_shares(rows, "coo").tolist() == [1.8]  # 0.6 and 3
 
 
 @pytest.mark.parametrize("criteria", [["none"], ["none", "random"], ["none", "l1", "random"]])

@@ -100,7 +100,7 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_is_what_analysis_cos
             assert all(0 < row[form][f"{c}_q25"] <= row[form][c] <= row[form][f"{c}_q75"] for c in timed)
     lines = done.stdout.splitlines()
     assert len(lines) == 2 + 8 and lines[0].startswith(table.device[0]) and lines[1].split() == [
-        *("algorithm", "arm", "sparsity", "form", "file_bytes", "load_ms", "resident_bytes", "multiply_adds", "units"), *timed
+        *("run", "sparsity", "form", "file_bytes", "load_ms", "resident_bytes", "multiply_adds", "units"), *timed
     ]  # fmt: skip
 
 

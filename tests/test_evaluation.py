@@ -1,6 +1,7 @@
 """Whole games of a network: which games count, their statistics, multiply-adds, and the evaluators' command lines."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -242,6 +243,8 @@ def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays
     before = (folder / "model.pt").read_bytes()
     evaluator("ppo", monkeypatch, folder, "--eval-episodes=1", "--prune-type=l1", "--prune-rate=0.8", "--greedy")
     out = capsys.readouterr().out
+    left, entries = map(int, re.search(r"pruning left (\d+) of (\d+) entries", out.replace(",", "")).groups())
+    assert 0.19 * entries < left <= 0.2 * entries + 10 and "nothing changed" not in out
     coo = int(out.split(" as coo")[0].split()[-1].replace(",", ""))
     assert 1_330_000 < coo < 1_400_000  # 20 bytes for each of a fifth of 201,000 entries, 36 in convolutions
     assert (folder / "games-1_s1_greedy_l1-0.8_layer.csv").is_file() and (folder / "model.pt").read_bytes() == before
@@ -252,13 +255,16 @@ def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays
     assert written == {f"games-1_s1_sampled_ALE-SpaceInvaders-v5_{name}.csv" for name in "ab"}
 
 
-def test_the_agent_that_the_quickstart_plays_has_lost_half_of_every_tensor_and_beats_random_play(monkeypatch, tmp_path):
+def test_the_agent_that_the_quickstart_plays_has_lost_half_of_every_tensor_and_beats_random_play(monkeypatch, tmp_path, capsys):
     agent = ROOT / "results" / "agents" / "ppo_l1-0.5_s1"
     for name, tensor in storage.load_weights(agent).items():
         assert int((tensor == 0).sum()) == round(0.5 * tensor.numel()), name
     evaluator("ppo", monkeypatch, agent, f"--out={tmp_path / 'games.csv'}")
     played = [float(row["return"]) for row in rows(tmp_path / "games.csv")]
     assert len(played) == 10 and np.mean(played) > 250  # random play scores 147, this agent 445 in 100 games
+    words = ("--eval-episodes=1", "--prune-type=l1", "--prune-rate=0.5", f"--out={tmp_path / 'games.csv'}")
+    evaluator("ppo", monkeypatch, agent, *words)
+    assert "pruning left 843,860 of 843,860 entries that are not zero; nothing changed\n" in capsys.readouterr().out
 
 
 def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypatch, tmp_path, capsys):
@@ -311,6 +317,8 @@ def test_a_run_whose_video_cannot_be_recorded_says_so_and_finishes(monkeypatch, 
         ("ppo", ["{ppo}", "--out", "{ppo}/eval.csv"], "--out must not name a file that the run itself wrote, got"),
         ("ppo", ["{ppo}/model.pt", "--out", "{ppo}/config.json"], "--out must not name a file that the run itself wrote, got"),
         ("ppo", ["{ppo}", "--out", "{ppo}/final.csv", "--capture-video"], "--out must not name a file that the run itself"),
+        ("ppo", ["{agent}", "--env-id", ENV_ID, "--out", "{agent}"], "--out must not name the model itself, got"),
+        ("ppo", ["{ppo}", "--out", ".", "--capture-video"], "--out must be a file in a folder that can be written, got ."),
         ("ppo", ["{ppo}", "--out", "games.mp4", "--capture-video"], "--out must not end in .mp4, as the video does, got"),
         ("dqn", ["{dqn}", "--epsilon", "1.5"], "--epsilon must lie in [0, 1], got 1.5"),
         ("dqn", ["{dqn}", "--epsilon", "0.5", "--greedy"], "--epsilon must come without --greedy, got 0.5"),
@@ -321,7 +329,8 @@ def test_what_is_no_model_or_no_value_is_one_line_and_exit_2(
 ):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("not a network")
-    places = {a: small_run(a, prune_type="none") for a in NETWORKS} | {n: tmp_path / n for n in ("empty", "text")}
+    places = {a: small_run(a, prune_type="none") for a in NETWORKS} | {n: tmp_path / n for n in ("empty", "text", "agent.pt")}
+    places["agent"] = shutil.copy(places["ppo"] / "model.pt", places.pop("agent.pt"))
 
     def files():
         found = [path for place in (*places.values(), tmp_path) for path in place.rglob("*")]

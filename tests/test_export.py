@@ -1,5 +1,6 @@
 """An ONNX file computes what its agent does, for batches of any size, and what can't be exported is one line."""
 
+import shutil
 import sys
 
 import onnx
@@ -26,9 +27,12 @@ def run(monkeypatch, *words) -> int:
 def test_the_file_of_a_smaller_network_has_its_outputs_by_name(algorithm, names, small_run, tmp_path, monkeypatch, capsys):
     folder = small_run(algorithm, "short", **(SHORT[algorithm] | {"prune_type": "l1-structured", "prune_rate": 0.5}))
     assert run(monkeypatch, folder, "--out", tmp_path / "a.onnx") == 0
-    assert "of the largest from PyTorch's on 100 stacks" in capsys.readouterr().out.splitlines()[-1]
+    assert "(of the largest, if that is above 1) on 100 stacks" in capsys.readouterr().out.splitlines()[-1]
     assert run(monkeypatch, folder, "--out", folder / "model.pt") == 2  # and the network below is still there
     assert "--out must not name a file that the run itself wrote" in capsys.readouterr().err
+    mine = shutil.copy(folder / "model.pt", tmp_path / "mine.pt")
+    assert run(monkeypatch, mine, "--env-id", "SpaceInvadersNoFrameskip-v4", "--out", mine) == 2
+    assert "--out must not name the model itself" in capsys.readouterr().err
     data = (tmp_path / "a.onnx").read_bytes()
     graph = onnx.load_model_from_string(data).graph
     assert [node.name for node in graph.input] == ["frames"] and [node.name for node in graph.output] == names
@@ -70,7 +74,7 @@ def test_what_can_not_be_exported_is_one_line_and_writes_nothing(tmp_path, monke
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert run(monkeypatch, agent) == 2
     told = capsys.readouterr().err.splitlines()
-    assert "nothing is written" in told[0] and "outputs are nan" in told.pop(1)
+    assert "nothing is written" in told[0] and "outputs differ from PyTorch's by nan" in told.pop(1)
     assert len(told) == 7 and not any(tmp_path.iterdir())
     assert told[1].endswith("no such file") and told[2].startswith("error: --out must be")
     assert all(line.endswith("ValueError: a layer without units, or weights that are not finite") for line in told[3:5])
