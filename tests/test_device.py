@@ -2,10 +2,8 @@
 
 import copy
 import os
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -19,7 +17,9 @@ from prune_utils import device
 from prune_utils.basics import UserError
 from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, fp32_copy, graphed, low_precision, resolve, scaled
 from tests.conftest import SCRIPTS, SHORT
+from tests.stand_in_gpu import stand_in_gpu
 from tests.test_learning_mathematics import frames, generator, ppo_minibatch
+from tests.test_resume import same_bits
 
 NETWORKS = {"dqn": dqn.QNetwork, "ppo": ppo.Agent}
 both = pytest.mark.parametrize("algorithm", NETWORKS)
@@ -241,15 +241,8 @@ def test_on_a_cpu_a_graphed_function_is_the_function_itself(monkeypatch):
     assert function(2) == 4
 
 
-@pytest.fixture
-def without_graphs(monkeypatch):
-    """`capture` warms up and restores as on a GPU; the graph itself is a stand-in that does nothing."""
-    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
-        monkeypatch.setattr(torch.cuda, name, MagicMock())
-
-
 @torch.no_grad()
-def test_warming_a_graph_up_is_undone_in_tensors_and_generators_whether_there_are_any_or_not(without_graphs):
+def test_warming_a_graph_up_is_undone_in_tensors_and_generators_whether_there_are_any_or_not():
     network, generator, total = nn.Linear(2, 2), torch.Generator().manual_seed(1), torch.zeros(1)
     optimizer = PreallocatedAdam(network.parameters(), lr=1e-2, eps=1e-8)
     tensors = [total, *network.parameters(), *(t for state in optimizer.state.values() for t in state.values())]
@@ -260,41 +253,35 @@ def test_warming_a_graph_up_is_undone_in_tensors_and_generators_whether_there_ar
         for t in tensors:
             t.add_(1)
 
-    device.capture(function, (network, generator, optimizer, total))
+    with stand_in_gpu():
+        device.capture(function, (network, generator, optimizer, total))
+        device.capture(lambda: torch.rand(1, generator=generator), (generator,))  # as `act`
+        device.capture(lambda: None, ())  # as `store`
     assert all(map(torch.equal, [*tensors, generator.get_state()], before)) and len(draws) == 4
-    device.capture(lambda: torch.rand(1, generator=generator), (generator,))  # as `act`
-    assert torch.equal(generator.get_state(), before[-1])
-    device.capture(lambda: None, ())  # as `store`
 
 
 @both
-@pytest.mark.parametrize(("prune_type", "precision"), [("l1", "fp32"), ("l1-structured", "bf16")])
-def test_a_run_whose_functions_are_warmed_up_as_for_cuda_graphs_ends_in_the_same_bits(
-    small_run, without_graphs, algorithm, prune_type, precision, monkeypatch
+def test_a_run_of_captured_graphs_ends_in_the_bits_of_one_without_on_a_gpu_of_stand_ins(algorithm, small_run):
+    options = SHORT[algorithm] | {"prune_rate": 0.5, "prune_type": "l1-structured", "precision": "bf16"}
+    plain = small_run(algorithm, **options, cuda=False)
+    with stand_in_gpu() as gpu:
+        assert bits(small_run(algorithm, **options)) == bits(plain)
+    assert gpu.captures == {"dqn": 5, "ppo": 6}[algorithm] and gpu.replays > 50  # after the cut anew, but for DQN's `store`
+
+
+@both
+def test_a_run_that_pauses_and_its_fork_end_in_the_bits_of_the_arm_from_scratch_on_a_gpu_of_stand_ins(
+    algorithm, small_run, tmp_path
 ):
-    captures = []
-
-    def warmed_up(_device: torch.device, changes: tuple = ()) -> Callable:
-        def decorate(function: Callable) -> Callable:
-            captured = set()
-
-            def call(*constants):
-                if constants not in captured:
-                    device.capture(partial(function, *constants), changes)
-                    captured.add(constants)
-                    captures.append(function.__name__)
-                return function(*constants)
-
-            call.recapture = captured.clear
-            return call
-
-        return decorate
-
-    options = SHORT[algorithm] | {"prune_rate": 0.5, "prune_type": prune_type, "precision": precision}
-    plain = small_run(algorithm, **options)
-    monkeypatch.setattr(SCRIPTS[algorithm], "graphed", warmed_up)
-    assert bits(small_run(algorithm, name="warmed_up", **options)) == bits(plain)
-    assert captures.count("act") == captures.count("learn") == 2  # before the cut and after it
+    options = SHORT[algorithm] | {"prune_rate": 0.5, "precision": "fp32"}
+    script, runs_dir = SCRIPTS[algorithm], str(tmp_path)
+    dense = script.Args(**options, prune_type="none", runs_dir=runs_dir, run_name="dense")
+    with stand_in_gpu():
+        parent = script.train(replace(dense, until_cut=True))
+        fork = script.train(script.Args(**options, prune_type="random", runs_dir=runs_dir, fork_from=str(parent)))
+        assert script.train(dense) == parent
+    assert same_bits(fork, small_run(algorithm, **options, prune_type="random", cuda=False))
+    assert bits(parent) == bits(small_run(algorithm, **options, prune_type="none", cuda=False))
 
 
 def test_an_inbox_brings_arrays_of_any_type_to_tensors_that_stay_where_they_are():
