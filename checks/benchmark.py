@@ -67,6 +67,8 @@ class Args:
     """checkout of CleanRL"""
     cleanrl_python: str = sys.executable
     """path of the Python that runs it"""
+    bounds: bool = True
+    """measure the start of a process and the parts of a step too, in each round"""
     csv: Path | None = None
     """file for the measurements, written anew after each"""
     json: Path | None = None
@@ -126,8 +128,7 @@ def train(checkout: Path, algorithm: str, args: Args, jobs: int, scratch: str) -
     peaks = {name: max((t[name] for t in times if t[name]), default=None) for name in ("peak_ram_bytes", "peak_gpu_bytes")}
     speeds = learning_speeds([laps(folder) for folder in folders], starts)
     if speeds is None:
-        print(f"error: --steps must be several thousand, got {args.steps}: no lap of learning was whole", file=sys.stderr)
-        sys.exit(2)
+        raise SystemExit(f"error: --steps must be several thousand, got {args.steps}: no lap of learning was whole")
     return words, speeds, peaks
 
 
@@ -223,7 +224,7 @@ def measure(program: str, algorithm: str, jobs: int, args: Args, scratch: str) -
     row |= {"program": program, "algorithm": algorithm, "side_by_side": jobs, "steps_per_second": round(sum(speeds), 1)}
     row |= {"num_envs": 1 if (program, algorithm) == ("cleanrl", "dqn") else args.num_envs}
     row |= {"peak_ram_bytes": None, "peak_gpu_bytes": None} | peaks
-    if checkout and jobs == 1:
+    if checkout and jobs == 1 and args.bounds:
         row["start_up_seconds"] = round(start_up_seconds(checkout.resolve(), algorithm, args, scratch), 2)
     return row | {"command": " ".join(Path(w).name if os.sep in w else f"'{w}'" if " " in w else w for w in words)}
 
@@ -240,15 +241,16 @@ def compare(frame: pd.DataFrame, column: str, base: str | None) -> pd.DataFrame:
     """Median and range of a column for each program, and its ratios to the base program round by round."""
     keys = ["algorithm", "program", "side_by_side"]
     frame = frame.dropna(subset=column)
-    table = frame.groupby(keys)[column].agg(["median", "min", "max"])
+    table = frame.groupby(keys)[column].agg(["count", "median", "min", "max"])
     if base in set(frame.program):
         rounds = frame.pivot(index="repetition", columns=keys, values=column)
-        ratios = pd.DataFrame({key: rounds[key] / rounds[(key[0], base, key[2])] for key in rounds.columns})
+        bases = {key: (key[0], base, key[2]) for key in rounds.columns if (key[0], base, key[2]) in rounds}
+        ratios = pd.DataFrame({key: rounds[key] / rounds[other] for key, other in bases.items()})
         for name in ("median", "min", "max"):
             table[f"{name} ratio to {base}"] = ratios.agg(name)
         if base == "old":
             medians = table["median"]
-            table["ratio of medians"] = [medians[key] / medians[(key[0], base, key[2])] for key in table.index]
+            table["ratio of medians"] = pd.Series({key: medians[key] / medians[other] for key, other in bases.items()})
     return table
 
 
@@ -258,20 +260,28 @@ def main(args: Args) -> None:
             raise SystemExit(f"error: --{program} must be a checkout where --programs has {program}, got {folder}")
     rounds = range(1, args.rounds + 1)
     plan = [(k, a, jobs, p) for k in rounds for a in args.algorithms for jobs in args.jobs for p in args.programs]
-    rows, bounds, began = [], [], time.monotonic()
+    rows, bounds, failed, began = [], [], set(), time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         for repetition, algorithm, jobs, program in plan:
             if rows and args.limit is not None and time.monotonic() - began > args.limit:
                 print(f"the limit of {args.limit:g} s is reached after {len(rows)} of {len(plan)} measurements", flush=True)
                 break
-            row = measure(program, algorithm, jobs, args, scratch) | {"repetition": repetition}
-            rows.append(row)
-            if args.csv:
-                pd.DataFrame(rows).to_csv(args.csv, index=False)
-            print(f"{repetition}: {program} {algorithm} x{jobs}: {row['steps_per_second']:.0f} steps/s", flush=True)
-            if program == "ours" and jobs == 1 and "old" not in args.programs:
-                us = measure_bound(algorithm, row, args)
-                bounds.append({"algorithm": algorithm, "repetition": repetition} | us)
+            if (algorithm, jobs, program) in failed:
+                continue
+            try:
+                row = measure(program, algorithm, jobs, args, scratch) | {"repetition": repetition}
+                rows.append(row)
+                if args.csv:
+                    pd.DataFrame(rows).to_csv(args.csv, index=False)
+                print(f"{repetition}: {program} {algorithm} x{jobs}: {row['steps_per_second']:.0f} steps/s", flush=True)
+                if program == "ours" and jobs == 1 and args.bounds and "old" not in args.programs:
+                    us = measure_bound(algorithm, row, args)
+                    bounds.append({"algorithm": algorithm, "repetition": repetition} | us)
+            except (SystemExit, Exception) as error:  # the others are measured all the same
+                failed.add((algorithm, jobs, program))
+                print(f"{program} {algorithm} x{jobs} failed: {error}", file=sys.stderr, flush=True)
+    if not rows:
+        sys.exit(1)
     frame = pd.DataFrame(rows)
     base = next((program for program in ("old", "cleanrl", "sb3") if program in args.programs), None)
     table = compare(frame, "steps_per_second", base)
@@ -291,6 +301,7 @@ def main(args: Args) -> None:
     if args.json:
         records = json.loads(table.reset_index().to_json(orient="records"))  # null where nothing was measured, not NaN
         args.json.write_text(json.dumps({"rows": rows, "table": records, "bounds": bounds}, indent=2))
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -82,10 +82,31 @@ def test_speeds_of_our_runs_side_by_side_are_those_of_the_time_in_which_all_of_t
 def test_no_measurement_begins_after_the_limit_and_what_there_is_is_shown(monkeypatch, tmp_path, capsys):
     row = {"program": "ours", "algorithm": "ppo", "side_by_side": 2, "steps_per_second": 10.0, "num_envs": 8}
     monkeypatch.setattr(program, "measure", lambda *_: row | {"peak_ram_bytes": 1e9, "peak_gpu_bytes": None})
-    program.main(program.Args(programs=("ours",), jobs=(2,), rounds=3, limit=0.0, csv=tmp_path / "b.csv"))
+    with pytest.raises(SystemExit, match=r"^0$"):
+        program.main(program.Args(programs=("ours",), jobs=(2,), rounds=3, limit=0.0, csv=tmp_path / "b.csv"))
     printed = capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "b.csv")) == 1 and "of 1 rounds" in printed
     assert "the limit of 0 s is reached after 1 of 6 measurements" in printed
+
+
+def test_a_program_that_fails_is_named_and_the_others_are_measured(monkeypatch, tmp_path, capsys):
+    def measure(program: str, algorithm: str, jobs: int, *_) -> dict:
+        if (program, algorithm) == ("sb3", "dqn"):
+            raise SystemExit("error: no such game")
+        row = {"program": program, "algorithm": algorithm, "side_by_side": jobs, "num_envs": 8}
+        return row | {"steps_per_second": 10.0, "peak_ram_bytes": 1e9, "peak_gpu_bytes": None}
+
+    monkeypatch.setattr(program, "measure", measure)
+    monkeypatch.setattr(program, "measure_bound", lambda *_: {"bound": 1 / 0})
+    with pytest.raises(SystemExit, match=r"^1$"):
+        program.main(program.Args(rounds=2, json=tmp_path / "b.json"))
+    saved, told = json.loads((tmp_path / "b.json").read_text()), capsys.readouterr().err.splitlines()
+    assert told == [
+        "ours dqn x1 failed: division by zero", "sb3 dqn x1 failed: error: no such game", "ours ppo x1 failed: division by zero"
+    ]  # fmt: skip
+    rows = [(row["algorithm"], row["program"], row["count"]) for row in saved["table"]]
+    assert rows == [("dqn", "ours", 1), ("ppo", "ours", 1), ("ppo", "sb3", 2)] and saved["bounds"] == []
+    assert [row["median ratio to sb3"] for row in saved["table"]] == [None, 1, 1]
 
 
 def test_the_bound_is_the_parts_in_turn_but_for_a_dqn_whose_emulator_steps_while_the_gpu_learns():

@@ -77,7 +77,8 @@ def test_a_network_without_dead_units_stays_as_it_is_and_an_empty_layer_keeps_on
 
 def test_the_table_measures_every_form_of_a_run_and_its_csv_is_what_analysis_costs_reads(small_run, tmp_path):
     folders = [small_run("ppo", prune_type=kind, **rate) for kind, rate in (("none", {}), ("l1", {"prune_rate": 0.5}))]
-    call = [sys.executable, "-m", "evals.efficiency", *map(str, folders), "--calls=10", f"--csv={tmp_path / 'a.csv'}"]
+    call = [sys.executable, "-m", "evals.efficiency", *map(str, folders), "--calls=10", "--no-cuda"]
+    call.append(f"--csv={tmp_path / 'a.csv'}")
     done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     table = costs.read(tmp_path / "a.csv")

@@ -183,6 +183,7 @@ def test_a_loaded_network_plays_the_very_games_of_its_runs_final_evaluation_give
     network, env_id = common.load(folder, NETWORKS[algorithm])
     assert isinstance(network.conv1, FoldedConv2d) and isinstance(network.conv2, FoldedConv2d)  # to the bit as in the run
     seed = derive_seed(1, "final")
+    network = network.to("cuda" if torch.cuda.is_available() else "cpu")  # where the run played
     (game,) = evaluation.play(SCRIPTS[algorithm].make_policy(network, seed), env_id, 1, seed, num_threads=1)
     (final,) = [row for row in rows(folder / "eval.csv") if row["moment"] == "final"]
     assert {name: str(value) for name, value in game.items()}.items() <= final.items()
