@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from analysis import figures
+from analysis import figures, paired
 from tests.run_folders import CONTROL, DENSE, L1, NO_SKILL, conclude, named, row, study, text, write_run
 
 SURE = [99.0, 111.0, 119.0]
@@ -260,6 +260,15 @@ def test_the_noise_says_how_many_seeds_the_declared_test_needs(tmp_path):
     assert (
         "Noise, from the pairs of l1-0.5: from seed to seed, arm - 0.9 x dense has a standard deviation of 8.3 %" in sentences
     )
+    # l1 at 0.5 as the mean of two forks, dense as that of three runs: of a run's deviation, sqrt(1/2 + 0.9^2 / 3) are left
+    arms = {"none": DENSE, "none-fork1": [104.0, 98.0, 125.0], "none-fork2": [95.0, 118.0, 122.0]}
+    arms |= {"l1-0.5-fork1": L1, "l1-0.5-fork2": [96.0, 100.0, 110.0]}
+    noise = conclude(study(tmp_path / "forks", arms))["noise"].set_index("source").deviation
+    scores = np.concatenate([np.array([values for name, values in arms.items() if name[0] == kind]) for kind in "nl"])
+    means = np.repeat([scores[:3].mean(), scores[3:].mean()], [9, 6])
+    labels, seeds = np.repeat(["none", "l1-0.5"], [9, 6]), np.tile([1, 2, 3], 5)
+    for source, (deviation, *_) in paired.run_deviation(scores.ravel() / means, list(labels), list(seeds)).items():
+        assert noise[source] == pytest.approx(np.sqrt(1 / 2 + 0.9**2 / 3) * deviation)
     one = said(tmp_path / "one", {"none": [100.0], "none-fork1": [104.0], "l1-0.5": [90.0]})
     assert "Noise, from equal continuations: " in one and "1 degree of freedom). " in one
 

@@ -11,6 +11,7 @@ import torch
 from dqn_atari_prune import QNetwork
 from ppo_atari_prune import Agent, make_policy
 from prune_utils import evaluation
+from prune_utils.device import true_fp32
 from prune_utils.games import AtariGames
 from prune_utils.health import dormant_share, effective_rank, measure
 from prune_utils.run import Run
@@ -157,3 +158,14 @@ def test_a_longer_run_logs_it_every_tenth_too_and_trains_the_same_without(algori
     assert "health/" not in (folders[1] / "curves.csv").read_text()
     if algorithm == "ppo":  # every rollout ends at a tenth: its lap counts, and what is measured there does not
         assert all(summary(folder)["time"]["agent_steps_per_second_after_cut"] > 50 for folder in folders)
+
+
+def test_tf32_is_off_while_health_is_measured():
+    """Of the switches alone: on a CPU they change nothing."""
+    matmul, cudnn, seen = torch.backends.cuda.matmul, torch.backends.cudnn, []
+    network, _ = build("ppo")
+    network.output_health = lambda outputs: seen.append((matmul.allow_tf32, cudnn.allow_tf32)) or {}
+    with true_fp32():  # afterwards they are as before
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        measure(network, torch.zeros(2, 4, 84, 84, dtype=torch.uint8))
+    assert seen == [(False, False)]

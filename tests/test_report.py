@@ -753,3 +753,23 @@ def test_arms_that_leave_as_many_parameters_are_compared_where_units_are_gone(tm
     assert conclude(below)["equal_parameters"].of_dense.isna().all()
     others = study(tmp_path / "others", {"none": [100.0], "l1-0.5": [90.0], "random-0.5": [80.0]})
     assert "equal_parameters" not in conclude(others)
+
+
+def test_the_table_of_results_in_the_readme_is_what_the_report_makes_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.figures, "draw", lambda *_: [])
+    monkeypatch.setattr(report, "page", lambda *_: "")
+    results = ROOT / "results"
+    tables = conclude(results / "study", out=tmp_path / "report", no_skill=(results / "no_skill.csv").read_text())
+    returns, changes = ({(r.study[:3], r.arm): r for _, r in tables[name].iterrows()} for name in ("returns", "changes"))
+    row = r"^\| (DQN|PPO) (\S+(?: \S+)?) \| (\d) \| (\d+) \|(.*)\|(.*)\|$"
+    lines = re.findall(row, (ROOT / "README.md").read_text().replace("−", "-"), re.M)
+    assert len(lines) == 8
+    for algorithm, name, n, mean, *cells in lines:
+        arm = (algorithm, {"dense": "none"}.get(name, name.replace(" ", "-")))
+        assert (int(n), int(mean)) == (returns[arm].seeds, round(returns[arm].after_cut))
+        for quantity, cell in zip(("after_cut", "late"), cells if name != "dense" else [], strict=False):
+            told = re.findall(r"[+-][\d.]+", cell)
+            made = [100 * changes[arm][f"{quantity}{end}"] for end in ("", "_low", "_high")]
+            assert len(told) == (3 if changes[arm].pairs > 1 else 1)
+            for number, value in zip(told, made, strict=False):
+                assert abs(float(number) - value) <= 0.5 * 10 ** -len(number.partition(".")[2]) + 1e-9, (arm, quantity, cell)

@@ -1,6 +1,7 @@
 """A run folder belongs to one run: finished, unfinished, another's, in use, replaced; and to its user, whose files stay."""
 
 import fcntl
+import itertools
 import json
 import re
 import shutil
@@ -9,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from prune_utils.basics import Busy, UserError, write_atomically
-from prune_utils.run import OWN_FILES, Run, default_run_name, differences, identity, read_config
+from prune_utils.log import Log
+from prune_utils.run import MOMENTS, OWN_FILES, Run, default_run_name, differences, identity, read_config
 from tests.conftest import SCRIPTS, SHORT, SMALL, rows
 
 script = SCRIPTS["ppo"]
@@ -477,3 +480,42 @@ def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="power cut"):
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
+
+
+def test_masks_forks_and_evaluations_of_other_seeds_draw_other_numbers(tmp_path, monkeypatch):
+    masks, forks, evaluations = [], [], []
+
+    def play(policy, env_id, episodes, seed, num_threads, each_step):
+        evaluations.append(seed)
+        each_step(np.zeros(1, int))
+        return [{"return": 1.0}]
+
+    monkeypatch.setattr("prune_utils.evaluation.play", play)
+    monkeypatch.setattr(Run, "measure_health", lambda *_: {})
+    monkeypatch.setattr("prune_utils.device.fp32_copy", lambda network: network)
+    for seed, fork_seed in itertools.product((1, 2), (1, 2)):
+        args = small(tmp_path, seed=seed, run_name=f"s{seed}f{fork_seed}")
+        with opened(args) as run:
+            parts = {"actions": torch.Generator(), "minibatches": torch.Generator()}
+            saved = {"global_step": 0, "cuts_done": 0, "evaluations": [], "measures": {}, "log": None, "device_name": "a CPU"}
+            saved |= {"options": {"prune_type": "none", "fork_from": None}}
+            run.checkpoint = saved | {"parts": {name: part.get_state() for name, part in parts.items()}}
+            run.parent, args.fork_seed = tmp_path / "dense", fork_seed  # as of a fork
+            run.resume(parts)
+            forks += [generator.initial_seed() for generator in parts.values()]
+            for args.fork_seed, run.cuts_done in ((fork_seed, 0), (fork_seed, 1), *([(None, 0)] if fork_seed == 1 else [])):
+                masks.append(run.mask_seed())
+            if fork_seed == 1:
+                for moment in MOMENTS:
+                    run.evaluate(moment, 0, None, lambda network, seed: None)
+            run.log.close()
+    assert len(set(masks)) == len(masks) == 10 and len(set(forks)) == len(forks) == 8
+    assert len(set(evaluations)) == len(evaluations) == 6
+
+
+def test_summary_json_is_written_last_when_the_logs_are_closed(tmp_path, monkeypatch):
+    events, write, close = [], Run.write, Log.close
+    monkeypatch.setattr(Run, "write", lambda run, name, *x, **given: [write(run, name, *x, **given), events.append(name)])
+    monkeypatch.setattr(Log, "close", lambda log, *rest: [close(log, *rest), events.append("closed")])
+    script.train(script.Args(**SHORT["ppo"], runs_dir=str(tmp_path)))
+    assert events[-3:] == ["curves.csv", "closed", "summary.json"]

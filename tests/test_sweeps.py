@@ -270,6 +270,20 @@ def test_a_dense_run_whose_prune_point_is_there_goes_on_whether_it_failed_then_o
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_runs_go_to_the_gpus_of_the_plan_in_turn_and_each_sees_one(tmp_path):
+    train, stub = tmp_path / "train", tmp_path / "python"
+    seen = 'echo "$SLOT $CUDA_VISIBLE_DEVICES" >>"$RUNS_DIR/seen"; sleep 0.2'
+    train.write_text(f'#!/usr/bin/env bash\nmkdir -p "$RUNS_DIR/$1" && touch "$RUNS_DIR/$1/prune_point.pt"; {seen}\n')
+    lines = ["4 5,2", f"d d {train} d --until-cut", *(f"{name} d {train} {name} 2" for name in "dabcefgh")]
+    stub.write_text("#!/usr/bin/env bash\n" + "".join(f"echo '{line}'\n" for line in lines))
+    for path in (train, stub):
+        path.chmod(0o755)
+    assert run("ppo", PYTHON=str(stub), RUNS_DIR=str(tmp_path / "runs")).returncode == 0
+    slots = [line.split() for line in (tmp_path / "runs" / "seen").read_text().splitlines()]
+    assert len(slots) == 9 and {slot for slot, _ in slots} == {"0", "1", "2", "3"}
+    assert all(gpu == "52"[int(slot) % 2] for slot, gpu in slots)
+
+
 def test_a_sweep_that_is_refused_starts_nothing(tmp_path):
     refused = run("ppo", TYPES="foo", RUNS_DIR=str(tmp_path / "runs"))
     assert refused.returncode == 2 and refused.stderr == f"error: TYPES must be words of {' '.join(CRITERIA)}, got foo\n"

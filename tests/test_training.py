@@ -323,7 +323,9 @@ def test_in_bf16_what_computes_is_the_rounded_network_at_every_moment(algorithm,
 
     monkeypatch.setattr(script, "low_precision", copy_and_keep)
     monkeypatch.setattr(Run, "evaluate", look)
-    script.train(script.Args(**SHORT[algorithm] | {"precision": "bf16", "prune_rate": 0.5, "runs_dir": str(tmp_path)}))
+    options = SHORT[algorithm] | {"precision": "bf16", "prune_rate": 0.5, "runs_dir": str(tmp_path)}
+    saved = weights(script.train(script.Args(**options)))["conv1.weight"]
+    assert not torch.equal(saved, saved.bfloat16().float())  # the master weights are what is kept
     assert moments == ["before_prune", "after_prune", "final"] and len(pairs) == (2 if algorithm == "dqn" else 1)
 
 

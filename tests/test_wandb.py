@@ -165,6 +165,20 @@ def test_wandb_has_every_row_and_no_other_of_a_run_killed(case, process, small_r
     assert finished and arrived == set(in_curves(tmp_path / "a")) and len(arrived) >= 20
 
 
+def test_an_upload_that_fails_at_the_end_is_told_with_what_uploads_it_and_nothing_else_happens(monkeypatch, capsys):
+    def fail(*_) -> None:
+        raise RuntimeError("gone\naway")
+
+    monkeypatch.setattr(log, "finish_wandb", fail)
+    closed = []
+    file = SimpleNamespace(close=lambda: closed.append(1))
+    log.Log.close(SimpleNamespace(bar=file, file=file, tensorboard=file, wandb=SimpleNamespace(dir="r/wandb/run-1/files")), {})
+    told = (
+        "the upload to W&B did not finish (RuntimeError: gone away); wandb sync --no-skip-online r/wandb/run-1 uploads the run"
+    )
+    assert capsys.readouterr().err == f"{told}\n" and len(closed) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "ending"),
     [
