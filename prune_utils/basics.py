@@ -53,7 +53,7 @@ def exit_codes():
     """End the process with one line and a code: 2 for a user's mistake, 75 for a folder in use, 1 for a fault."""
     try:
         yield
-    except (UserError, Busy, OSError, FloatingPointError) as error:
+    except (UserError, Busy, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
         say(f"error: {error}", error=True)
         sys.exit(2 if isinstance(error, UserError) else 75 if isinstance(error, Busy) else 1)
     except Stop as stop:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prune_utils import device
-from prune_utils.basics import GROUPS, UserError, parse_options
+from prune_utils.basics import GROUPS, Busy, UserError, exit_codes, parse_options
 from prune_utils.run import OF_THE_CUT
 from tests.conftest import SCRIPTS, SHORT, flags
 
@@ -224,3 +224,12 @@ def test_a_training_that_diverges_ends_with_one_line_and_is_not_finished(algorit
     if algorithm == "ppo":
         assert "_loss is nan at step 16: " in lines[0]  # at the first loss that is logged
     assert not (tmp_path / "a" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError, 2), (Busy, 75), (OSError, 1), (FloatingPointError, 1), (torch.OutOfMemoryError, 1)]
+)
+def test_what_can_be_expected_to_go_wrong_is_one_line_and_a_code(error, code, capsys):
+    with pytest.raises(SystemExit) as end, exit_codes():
+        raise error("what happened")
+    assert end.value.code == code and capsys.readouterr().err == "error: what happened\n"
