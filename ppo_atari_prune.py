@@ -158,7 +158,7 @@ class Args:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return tuple(max(1, round(self.width * units)) for units in (32, 64, 64, self.hidden_size))
+        return tuple(max(1, round(self.width * units)) for units in (32, 64, 64, self.hidden_size))  # conv1 to conv3, fc1
 
     @property
     def num_iterations(self) -> int:

@@ -27,10 +27,12 @@ from prune_utils.basics import UserError, check, check_file, exit_codes
 from prune_utils.run import CRITERIA
 
 FORMATS = ("coo", "csr_int64", "csr_int32", "bitmask", "bitmask_fp16_lossy", "zlib_of_dense", "zstd_of_dense", "packed")
-COLUMNS = {"algorithm", "arm", "prune_type", "sparsity", "form", "device", "torch", "dense_bytes"}
+COLUMNS = {"algorithm", "arm", "seed", "prune_type", "sparsity", "form", "device", "torch", "dense_bytes"}
 COLUMNS |= {f"{name}_bytes" for name in FORMATS}
 MEASURES = {"file_bytes", "resident_bytes", "load_ms", "units", "multiply_adds"}
 """columns that a CSV file must have, those of MEASURES perhaps without values"""
+RUN = ["file", "run", "algorithm", "arm", "seed"]
+"""columns that tell runs apart"""
 LATENCY = r"us_(\d+)x(\d+)"
 """columns of median latencies, by batch and threads; their quartiles have _q25 and _q75 at the end"""
 
@@ -53,8 +55,12 @@ def read(path: Path) -> pd.DataFrame:
     needed = COLUMNS | MEASURES | {f"{column}{quartile}" for column in latencies(rows) for quartile in ("_q25", "_q75")}
     if not len(rows) or not set(rows) >= needed or rows[list(COLUMNS)].isna().any(axis=None):
         raise UserError(f"CSV must be a file that evals.efficiency wrote, got {path}: it lacks rows, columns or values")
-    names = rows.run if "run" in rows else rows.algorithm + " " + rows.arm  # in files of earlier versions
-    return rows.assign(run=names, file=str(path))
+    if "run" not in rows:  # in files of earlier versions
+        rows["run"] = rows.algorithm + " " + rows.arm
+    rows["file"] = str(path)
+    if rows.duplicated([*RUN, "form", "device"]).any():
+        raise UserError(f"CSV must hold each run once, got {path}: runs of equal name, arm and seed need a file each")
+    return rows
 
 
 def latencies(rows: pd.DataFrame) -> dict[str, str]:
@@ -92,7 +98,7 @@ def file_shares(arms: pd.DataFrame, name: str) -> pd.Series:
 
 def latency_shares(arms: pd.DataFrame, form: str, column: str) -> pd.Series:
     """Latency of a form as a share of that of the dense form of the same run; the median over runs, by sparsity."""
-    runs = arms.pivot_table(index=["sparsity", "file", "run"], columns="form", values=column)
+    runs = arms.pivot_table(index=["sparsity", *RUN], columns="form", values=column)
     return (runs[form] / runs["dense"]).groupby("sparsity").median() if form in runs else pd.Series(dtype=float)
 
 

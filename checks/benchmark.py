@@ -4,8 +4,7 @@
     python -m checks.benchmark --programs ours old --old CHECKOUT --jobs 1 2 --rounds 5
 
 Programs run in turn, A B C A B C, each run in a process of its own, started by its command line. Of several runs side by side
-the speeds in the time in which all of them learn are added, and compared with as many runs of the other program, whose
-threads share the cores as ours do.
+the speeds are taken while all of them learn, and added. They are compared with as many runs of the other program.
 All have CleanRL's hyperparameters and the same lowered `--learning-starts`; the first lap of learning is left out. This project
 prunes before the first step, so that every lap masks its gradients. DQN explores with epsilon 0.01 from the start, as in nine
 tenths of its training: CleanRL and stable-baselines3 skip the network where they explore. CleanRL's DQN plays one game, since
@@ -68,7 +67,7 @@ class Args:
     cleanrl_python: str = sys.executable
     """path of the Python that runs it"""
     bounds: bool = True
-    """measure the start of a process and the parts of a step too, in each round"""
+    """measure the start of a process and the parts of a step too, in each round, of a run alone"""
     csv: Path | None = None
     """file for the measurements, written anew after each"""
     json: Path | None = None
@@ -128,7 +127,7 @@ def train(checkout: Path, algorithm: str, args: Args, jobs: int, scratch: str) -
     peaks = {name: max((t[name] for t in times if t[name]), default=None) for name in ("peak_ram_bytes", "peak_gpu_bytes")}
     speeds = learning_speeds([laps(folder) for folder in folders], starts)
     if speeds is None:
-        raise SystemExit(f"error: --steps must be several thousand, got {args.steps}: no lap of learning was whole")
+        raise SystemExit(f"error: --steps must be larger, got {args.steps}: the runs have no whole lap in common")
     return words, speeds, peaks
 
 
@@ -149,7 +148,7 @@ def watch(
 ) -> tuple[list[str], list[float], dict]:
     """As `train`, of a program that prints a line each steps_per_line agent steps: the slope over its lines.
 
-    All processes run until each has been watched for so many seconds, from when the last of them has printed three lines.
+    All processes run until each has been watched for so many seconds, from when the last of them has printed four lines.
     """
     processes = [
         subprocess.Popen(
@@ -167,7 +166,7 @@ def watch(
                 arrivals[job].append(time.perf_counter())
 
     def watched() -> list[list[float]]:
-        """The arrivals of each process from when all of them have printed three lines."""
+        """The arrivals of each process from when all of them have printed four lines."""
         begin = max(times[3] if len(times) > 3 else math.inf for times in arrivals)
         return [[t for t in times if t >= begin] for times in arrivals]
 
@@ -270,16 +269,17 @@ def main(args: Args) -> None:
                 continue
             try:
                 row = measure(program, algorithm, jobs, args, scratch) | {"repetition": repetition}
-                rows.append(row)
-                if args.csv:
-                    pd.DataFrame(rows).to_csv(args.csv, index=False)
-                print(f"{repetition}: {program} {algorithm} x{jobs}: {row['steps_per_second']:.0f} steps/s", flush=True)
-                if program == "ours" and jobs == 1 and args.bounds and "old" not in args.programs:
-                    us = measure_bound(algorithm, row, args)
-                    bounds.append({"algorithm": algorithm, "repetition": repetition} | us)
             except (SystemExit, Exception) as error:  # the others are measured all the same
                 failed.add((algorithm, jobs, program))
                 print(f"{program} {algorithm} x{jobs} failed: {error}", file=sys.stderr, flush=True)
+                continue
+            rows.append(row)
+            if args.csv:
+                pd.DataFrame(rows).to_csv(args.csv, index=False)
+            print(f"{repetition}: {program} {algorithm} x{jobs}: {row['steps_per_second']:.0f} steps/s", flush=True)
+            if program == "ours" and jobs == 1 and args.bounds and "old" not in args.programs:
+                us = measure_bound(algorithm, row, args)
+                bounds.append({"algorithm": algorithm, "repetition": repetition} | us)
     if not rows:
         sys.exit(1)
     frame = pd.DataFrame(rows)

@@ -18,17 +18,25 @@ export PYTHON
 # a missing package ends it here
 "$PYTHON" -c 'import torch, checks.benchmark, tests.conftest
 print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")' | tee "$out/machine.txt" || exit
-[[ -z ${CLEANRL:-} ]] || PYTHONPATH=$CLEANRL "${CLEANRL_PYTHON:=$PYTHON}" -c \
-  'import ale_py, cv2, gymnasium, torch, tyro, cleanrl_utils.atari_wrappers, cleanrl_utils.buffers' || exit
+if [[ -n ${CLEANRL:-} ]]; then
+  CLEANRL_PYTHON=$(command -v "${CLEANRL_PYTHON:-$PYTHON}") || exit
+  PYTHONPATH=$CLEANRL "$CLEANRL_PYTHON" -c \
+    'import ale_py, cv2, gymnasium, torch, tyro, cleanrl_utils.atari_wrappers, cleanrl_utils.buffers' || exit
+fi
 nproc >>"$out/machine.txt"
 
 # shellcheck disable=SC2329  # called by name
 tests() { # in processes of pytest-xdist: a signal stops pytest, which reports what failed, and no training catches it
   local seconds=${TESTS:-135} code failed=0
+  : >"$out/tests.txt"
   run() { # SECONDS ARGUMENT...
-    timeout -s INT -k 30 "$1" "$PYTHON" -m pytest -q "${@:2}" >>"$out/tests.txt" 2>&1
-    code=$?
-    [[ $code == 124 ]] && ! grep -qE '^(FAILED|ERROR)' "$out/tests.txt" || ((code == 0)) || failed=1 # 124: the time is up
+    code=0
+    timeout -s INT -k 30 "$1" "$PYTHON" -m pytest -q "${@:2}" >>"$out/tests.txt" 2>&1 || code=$?
+    if [[ $code == 124 ]]; then # the time is up: only what failed until then counts
+      code=0
+      ! grep -qE '^(FAILED|ERROR)' "$out/tests.txt" || code=1
+    fi
+    ((code == 0)) || failed=1
   }
   run $((seconds * 2 / 3)) -n 8 tests/test_cuda.py
   OMP_NUM_THREADS=1 run $((seconds / 3)) -n "$(nproc)" --dist=load \
@@ -52,6 +60,7 @@ share_gpu() { # runs side by side compute at the same time, with NVIDIA's MPS
 # shellcheck disable=SC2329
 speed() { # beside CleanRL alone, the parts of a step, then many runs side by side
   local alone=(--programs ours) seconds=${SPEED:-340} failed=0
+  : >"$out/speed.txt"
   [[ -z ${CLEANRL:-} ]] || alone+=(cleanrl --cleanrl "$CLEANRL" --cleanrl-python "$CLEANRL_PYTHON")
   measure() { # NAME SECONDS OPTION...: the last run that begins in time may take half a minute more
     timeout -k 10 $(($2 + 40)) "$PYTHON" -m checks.benchmark "${@:3}" --rounds 3 --no-bounds --steps "${STEPS:-20000}" \
@@ -76,6 +85,7 @@ study() { # dense, A/A, l1 and random at 0.5
   [[ $code != 124 ]] || code=0 # the time is up: the same command goes on
   find "$runs" -name summary.json -printf '%h\0' | xargs -0r scripts/collect.sh "$packed" || code=1
   tar -C "$packed" -czf "$out/study.tar.gz" .
+  rm -r "$packed"
   return "$code"
 }
 

@@ -47,11 +47,12 @@ class Args:
     """CSV file of the games; None is a name made of the options and the model's file, beside the model"""
 
 
-def check_out(option: str, model: Path | None, *files: Path) -> None:
+def check_out(option: str, *files: Path, model: Path | None = None) -> None:
     """Raise UserError unless each file can be written and is neither the model nor a run's own; the first one is named."""
+    models = {path.resolve() for path in (model, *(model / name for name in MODELS))} if model else set()
     for file in files:
         check_file(option, file)
-        check(model is None or file.resolve() != model.resolve(), option, "not name the model itself", files[0])
+        check(file.resolve() not in models, option, "not name the model itself", files[0])
         own = file.name in {*OWN_FILES, *WANDB_FILES, "config.json", ".lock"} and bool(read_config(file.resolve().parent))
         check(not own, option, "not name a file that the run itself wrote", files[0])
 
@@ -110,10 +111,10 @@ def run(
     out = args.out or folder_of(args.model) / f"{'_'.join(parts)}.csv"
     torch.set_flush_denormal(True)  # as in training; threads that torch starts in `load` inherit it
     network, env_id = load(args.model, network_class, args.env_id)
-    check_out("out", args.model, out)
+    check_out("out", out, model=args.model)
     if args.capture_video:
         check(out.suffix != ".mp4", "out", "not end in .mp4, as the video does", out)
-        check_out("out", args.model, out, out.with_suffix(".mp4"))
+        check_out("out", out, out.with_suffix(".mp4"))
 
     tensors = prunable(network, args.prune_bias, args.prune_head)
     masks = make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, derive_seed(args.seed, "mask"))

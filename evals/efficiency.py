@@ -166,7 +166,7 @@ def main() -> None:
         args = tyro.cli(Args, prog="python -m evals.efficiency", description=__doc__)
         check(args.calls >= ROUNDS and args.calls % ROUNDS == 0, "calls", f"be a multiple of {ROUNDS}", args.calls)
         if args.csv:
-            check_out("csv", None, args.csv)
+            check_out("csv", args.csv)
         if not args.runs:
             raise UserError("RUN must be at least one run folder, got none")
         runs = {folder: read(folder) for folder in args.runs}  # a wrong folder is told before minutes of measuring

@@ -128,7 +128,7 @@ def main() -> None:
         args = tyro.cli(Args, prog="python -m evals.export", description=__doc__)
         check_installed()
         out = args.out or folder_of(args.model) / "agent.onnx"
-        check_out("out", args.model, out)
+        check_out("out", out, model=args.model)
         try:
             network_class = Agent if "actor.weight" in load_weights(args.model) else QNetwork
         except Exception:  # `load` says what is wrong with it

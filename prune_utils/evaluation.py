@@ -1,6 +1,7 @@
 """Whole games of a network: playing, statistics, multiply-adds, video."""
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -94,8 +95,9 @@ def multiply_adds(network: nn.Module) -> dict[str, int]:
 def record_video(policy: Policy, env_id: str, seed: int, path: Path) -> float:
     """Play one game in colour with the stable-baselines3 wrappers, write it as an mp4 at 15 frames per second; its score.
 
-    Raises OSError where that fails, and leaves no file then.
+    Raises OSError where that fails, and writes nothing then.
     """
+    part = path.with_name(path.name + ".part")
     try:
         import imageio_ffmpeg  # it keeps Ctrl-C from ffmpeg
         from stable_baselines3.common.atari_wrappers import AtariWrapper
@@ -106,8 +108,8 @@ def record_video(policy: Policy, env_id: str, seed: int, path: Path) -> float:
         env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
         obs, _ = env.reset(seed=seed)
         height, width, _ = env.render().shape
-        score, over = 0.0, False
-        with closing(imageio_ffmpeg.write_frames(str(path), (width, height), fps=15, macro_block_size=2)) as video:
+        score, over, how = 0.0, False, {"fps": 15, "macro_block_size": 2, "output_params": ["-f", "mp4"]}
+        with closing(imageio_ffmpeg.write_frames(part, (width, height), **how)) as video:
             video.send(None)  # it opens the file
             while not over:
                 video.send(env.render())
@@ -115,9 +117,9 @@ def record_video(policy: Policy, env_id: str, seed: int, path: Path) -> float:
                 obs, reward, terminated, truncated, _ = env.step(int(policy(stack)[0]))
                 score, over = score + float(reward), terminated or truncated
             video.send(env.render())
-        env.close()
+        os.replace(part, path)
         return score
     except Exception as error:  # whatever a game, the wrappers or ffmpeg say
-        path.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         reason = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
         raise OSError(f"no video of {env_id} can be recorded ({reason})") from error

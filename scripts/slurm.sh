@@ -3,8 +3,8 @@
 #   SEEDS="1 2 3" scripts/slurm.sh scripts/sweep_ppo.sh --num-threads 4 --track
 #   SBATCH="--partition=gpu --gres=gpu:1 --cpus-per-task=4 --time=8:00:00" scripts/slurm.sh scripts/sweep_dqn.sh
 # The second array starts when every dense run has ended. An arm whose dense run failed fails too; the others are trained.
-# A job that is preempted, requeued or out of time writes a checkpoint. Slurm starts the first two again. Once all jobs have
-# ended, submit the same command again for what failed or ran out of time; nothing is repeated.
+# A job that is preempted, requeued or out of time writes a checkpoint. Slurm restarts it unless its time was up. Once all
+# jobs have ended, submit the same command again for what failed or ran out of time; nothing is repeated.
 # Environment variables: SBATCH (options of every sbatch), RUNS_DIR (on a disk that all nodes share), DRY_RUN (1 prints the
 # commands and submits nothing) and the others of the sweep, which scripts/sweep.sh --help lists.
 set -euo pipefail
@@ -27,7 +27,8 @@ submit() {
   sbatch --parsable --array="$1" --job-name=atari-prune --output="$RUNS_DIR/slurm-%A_%a.log" --requeue --open-mode=append \
     --signal=B:TERM@60 ${SBATCH:-} "${@:2}" <<TASK
 #!/usr/bin/env bash
-cd $(printf '%q' "$PWD") && command=\$(sed -n "\${SLURM_ARRAY_TASK_ID}p" $(printf '%q' "$list")) && [[ -n \$command ]] || exit 1
+cd $(printf '%q' "$PWD") && command=\$(sed -n "\${SLURM_ARRAY_TASK_ID}p" $(printf '%q' "$list")) &&
+  [[ -n \$command ]] || { echo "error: this job has no command in its list" >&2 && exit 1; }
 eval "exec \$command"
 TASK
 }

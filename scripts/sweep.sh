@@ -10,7 +10,7 @@
 #   AA=0        1: for each seed an A/A arm too, the dense run forked with new random numbers
 #   FORKS=0     3: three forks of every arm, dense included, with fork seeds 1 to 3, in place of one fork of each pruned arm
 #   GRADUAL=0   1: every unstructured arm a second time, pruned in 8 cuts from --prune-at to --prune-until (0.8)
-#   JOBS=0      runs side by side; 0: as many as cores and memory allow, of their --num-threads
+#   JOBS=0      runs side by side; 0: as many as memory and cores allow (a run takes --num-threads cores)
 #   RUNS_DIR=runs   DRY_RUN=0   PYTHON=.venv/bin/python
 # Exit codes: 0 all runs are finished, 1 some failed or none fits into memory, 2 invalid options or variables, 143 stopped by
 # SIGTERM or Ctrl-C.

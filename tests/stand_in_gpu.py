@@ -1,8 +1,9 @@
 """A GPU of stand-ins, for machines without one: the code for CUDA graphs runs, on memory and operations of the CPU.
 
 Device memory is a clone, so that what is not copied is missing. A CUDA graph is the operations that were recorded, replayed on
-the memory that they had then, without any Python of the function. What a capture forbids is an error: transfers, reading a
-number on the host, an unregistered generator. Not covered: kernels, TF32, CUDA's generators and streams.
+the memory that they had then, without any Python of the function. Most of what a capture forbids is an error: transfers,
+numbers read on the host, boolean indices, an unregistered generator. Not covered: kernels, TF32, CUDA's generators and streams,
+Adam with `capturable`, operations that mix tensors of CPU and GPU.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -16,7 +17,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prune_utils.run import Run
 
 CPU = torch.device("cpu")
-SYNCHRONISING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+aten = torch.ops.aten
+SYNCHRONISING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+FROM_HOST = {"item", "tolist", "numpy", "tensor", "as_tensor", "new_tensor"}
 
 
 def tensors(values) -> list[torch.Tensor]:
@@ -31,7 +35,8 @@ class Recorder(TorchDispatchMode):
         self.operations = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func not in SYNCHRONISING, f"{func} is not permitted while a graph is captured"
+        by_mask = func in INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+        assert func not in SYNCHRONISING and not by_mask, f"{func} is not permitted while a graph is captured"
         out = func(*args, **(kwargs or {}))
         memory = tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, (args, kwargs or {}, tensors(out)))
         self.operations.append((func, *memory))
@@ -55,7 +60,8 @@ class Device(TorchFunctionMode):
         args = tuple(CPU if isinstance(x, torch.device) else x for x in args)
         kwargs |= {"device": CPU} if "device" in kwargs else {}
         transfer = name == "cpu" or (name == "to" and bool(to_cuda))
-        assert self.recorder is None or not (transfer or name in ("item", "tolist", "numpy")), f"{name} while capturing"
+        forbidden = self.recorder is not None and (transfer or name in FROM_HOST)
+        assert not forbidden, f"{name} is not permitted while a graph is captured"
         out = func(*args, **kwargs)
         if transfer and out.numel() and out.untyped_storage().data_ptr() == args[0].untyped_storage().data_ptr():
             out = out.detach().clone(memory_format=torch.preserve_format)
@@ -114,5 +120,8 @@ def stand_in_gpu():
         for name, value in stand_ins.items():
             patch.setattr(torch.cuda, name, value)
         patch.setattr(Run, "generator", lambda run, purpose: torch.Generator().manual_seed(run.seed(purpose)))
+        # Adam asks the driver whether a graph is captured; the name of torch 2.13, and the one before it
+        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+            patch.setattr(torch.optim.Optimizer, name, lambda optimizer: None, raising=False)
         with device:
             yield device

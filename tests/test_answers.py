@@ -264,7 +264,7 @@ def test_the_noise_says_how_many_seeds_the_declared_test_needs(tmp_path):
     arms = {"none": DENSE, "none-fork1": [104.0, 98.0, 125.0], "none-fork2": [95.0, 118.0, 122.0]}
     arms |= {"l1-0.5-fork1": L1, "l1-0.5-fork2": [96.0, 100.0, 110.0]}
     noise = conclude(study(tmp_path / "forks", arms))["noise"].set_index("source").deviation
-    scores = np.concatenate([np.array([values for name, values in arms.items() if name[0] == kind]) for kind in "nl"])
+    scores = np.array([*arms.values()])
     means = np.repeat([scores[:3].mean(), scores[3:].mean()], [9, 6])
     labels, seeds = np.repeat(["none", "l1-0.5"], [9, 6]), np.tile([1, 2, 3], 5)
     for source, (deviation, *_) in paired.run_deviation(scores.ravel() / means, list(labels), list(seeds)).items():

@@ -96,15 +96,13 @@ def test_a_program_that_fails_is_named_and_the_others_are_measured(monkeypatch, 
         return row | {"steps_per_second": 10.0, "peak_ram_bytes": 1e9, "peak_gpu_bytes": None}
 
     monkeypatch.setattr(program, "measure", measure)
-    monkeypatch.setattr(program, "measure_bound", lambda *_: {"bound": 1 / 0})
+    monkeypatch.setattr(program, "measure_bound", lambda *_: {"bound": 1.0})
     with pytest.raises(SystemExit, match=r"^1$"):
         program.main(program.Args(rounds=2, json=tmp_path / "b.json"))
-    saved, told = json.loads((tmp_path / "b.json").read_text()), capsys.readouterr().err.splitlines()
-    assert told == [
-        "ours dqn x1 failed: division by zero", "sb3 dqn x1 failed: error: no such game", "ours ppo x1 failed: division by zero"
-    ]  # fmt: skip
+    saved = json.loads((tmp_path / "b.json").read_text())
+    assert capsys.readouterr().err == "sb3 dqn x1 failed: error: no such game\n"  # once: it is not tried again
     rows = [(row["algorithm"], row["program"], row["count"]) for row in saved["table"]]
-    assert rows == [("dqn", "ours", 1), ("ppo", "ours", 1), ("ppo", "sb3", 2)] and saved["bounds"] == []
+    assert rows == [("dqn", "ours", 2), ("ppo", "ours", 2), ("ppo", "sb3", 2)] and len(saved["bounds"]) == 4
     assert [row["median ratio to sb3"] for row in saved["table"]] == [None, 1, 1]
 
 

@@ -40,16 +40,8 @@ def made_up(*arms: tuple[str, str, float, int, float], device: str = "a CPU") ->
     """Rows of arms: name, criterion, sparsity, bytes of COO (dense 1000), latency of CSR (dense 10)."""
     rows = []
     for arm, prune_type, sparsity, coo, latency in arms:
-        row = {
-            "run": arm,
-            "file": "a.csv",
-            "algorithm": "dqn",
-            "arm": arm,
-            "prune_type": prune_type,
-            "sparsity": sparsity,
-            "device": device,
-            "torch": "2",
-        }
+        row = {"run": arm, "file": "a.csv", "algorithm": "dqn", "arm": arm, "seed": 1, "prune_type": prune_type}
+        row |= {"sparsity": sparsity, "device": device, "torch": "2"}
         row |= {f"{name}_bytes": 500 for name in costs.FORMATS} | {"coo_bytes": coo, "dense_bytes": 1000}
         row |= {"file_bytes": 1000, "resident_bytes": 1000, "load_ms": 1.0, "units": 9, "multiply_adds": 10**6}
         for form, us in (("dense", 10.0), ("csr", latency), ("without_dead_units", 9.0)):
@@ -108,6 +100,7 @@ def test_rows_of_several_files_make_one_table(tmp_path, monkeypatch, capsys):
         (["short.csv"], "CSV must be a file that evals.efficiency wrote, got short.csv: it lacks rows, columns or values"),
         (["empty.csv"], "CSV must be a file that evals.efficiency wrote, got empty.csv: it lacks rows, columns or values"),
         (["medians.csv"], "CSV must be a file that evals.efficiency wrote, got medians.csv: it lacks rows, columns or values"),
+        (["twice.csv"], "CSV must hold each run once, got twice.csv: runs of equal name, arm and seed need a file each"),
         (["gaps.csv"], "CSV must be a file that evals.efficiency wrote, got gaps.csv: it lacks rows, columns or values"),
         (["words.csv"], "CSV must be a file that evals.efficiency wrote, got words.csv: Unable to parse string"),
         (["nothing.csv"], "CSV must be a file that evals.efficiency wrote, got nothing.csv: No columns"),
@@ -121,6 +114,7 @@ def test_a_file_that_is_no_such_table_is_one_line_and_exit_2(words, message, tmp
     good[:0].to_csv(tmp_path / "empty.csv", index=False)
     good.drop(columns="load_ms").to_csv(tmp_path / "short.csv", index=False)
     good.drop(columns="us_1x1_q25").to_csv(tmp_path / "medians.csv", index=False)
+    pd.concat([good, good]).to_csv(tmp_path / "twice.csv", index=False)
     good.assign(sparsity=[0.0, None, 0.0]).to_csv(tmp_path / "gaps.csv", index=False)
     good.assign(file_bytes="many").to_csv(tmp_path / "words.csv", index=False)
     (tmp_path / "strange.csv").write_text("a,b\n1,2\n")

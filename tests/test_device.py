@@ -260,12 +260,28 @@ def test_warming_a_graph_up_is_undone_in_tensors_and_generators_whether_there_ar
     assert all(map(torch.equal, [*tensors, generator.get_state()], before)) and len(draws) == 4
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.sum().item(),
+        lambda x: x.cpu(),
+        lambda x: torch.tensor(1.0, device=torch.device("cuda")),
+        lambda x: torch.rand(1, generator=torch.Generator()),
+    ],
+)
+def test_the_stand_in_refuses_what_a_capture_forbids(function):
+    with stand_in_gpu(), pytest.raises(AssertionError, match=r"is not (permitted|registered)"):
+        device.capture(lambda: function(torch.ones(3)), ())
+
+
 @pytest.mark.parametrize(("algorithm", "precision"), [("dqn", "fp32"), ("ppo", "bf16")])
 def test_a_run_of_captured_graphs_ends_in_the_bits_of_one_without_on_a_gpu_of_stand_ins(algorithm, precision, small_run):
     options = SHORT[algorithm] | {"prune_rate": 0.5, "prune_type": "l1-structured", "precision": precision}
     plain = small_run(algorithm, **options, cuda=False)
     with stand_in_gpu() as gpu:
-        assert bits(small_run(algorithm, **options)) == bits(plain)
+        assert bits(small_run(algorithm, "stand_in", **options)) == bits(plain)
     assert gpu.captures == {"dqn": 5, "ppo": 6}[algorithm] and gpu.replays > 50  # after the cut anew, but for DQN's `store`
 
 

@@ -319,6 +319,7 @@ def test_a_run_whose_video_cannot_be_recorded_says_so_and_finishes(monkeypatch, 
         ("ppo", ["{ppo}/model.pt", "--out", "{ppo}/config.json"], "--out must not name a file that the run itself wrote, got"),
         ("ppo", ["{ppo}", "--out", "{ppo}/final.csv", "--capture-video"], "--out must not name a file that the run itself"),
         ("ppo", ["{agent}", "--env-id", ENV_ID, "--out", "{agent}"], "--out must not name the model itself, got"),
+        ("ppo", ["{alone}", "--env-id", ENV_ID, "--out", "{alone}/model.pt"], "--out must not name the model itself, got"),
         ("ppo", ["{ppo}", "--out", ".", "--capture-video"], "--out must be a file in a folder that can be written, got ."),
         ("ppo", ["{ppo}", "--out", "games.mp4", "--capture-video"], "--out must not end in .mp4, as the video does, got"),
         ("dqn", ["{dqn}", "--epsilon", "1.5"], "--epsilon must lie in [0, 1], got 1.5"),
@@ -330,8 +331,10 @@ def test_what_is_no_model_or_no_value_is_one_line_and_exit_2(
 ):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("not a network")
-    places = {a: small_run(a, prune_type="none") for a in NETWORKS} | {n: tmp_path / n for n in ("empty", "text", "agent.pt")}
-    places["agent"] = shutil.copy(places["ppo"] / "model.pt", places.pop("agent.pt"))
+    places = {a: small_run(a, prune_type="none") for a in NETWORKS} | {n: tmp_path / n for n in ("empty", "text", "alone")}
+    places["alone"].mkdir()
+    shutil.copy(places["ppo"] / "model.pt", places["alone"])
+    places["agent"] = shutil.copy(places["ppo"] / "model.pt", tmp_path / "agent.pt")
 
     def files():
         found = [path for place in (*places.values(), tmp_path) for path in place.rglob("*")]

@@ -33,6 +33,12 @@ def options(source: str) -> dict[str, tuple[str, str]]:
     return {a.target.id: (ast.unparse(a), ast.unparse(text)) for a, text in pairs if isinstance(a, ast.AnnAssign)}
 
 
+def properties(source: str) -> dict[str, str]:
+    """What Args derives from its options, by name."""
+    (args,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "Args")
+    return {n.name: ast.unparse(n) for n in args.body if isinstance(n, ast.FunctionDef) and n.name != "__post_init__"}
+
+
 def checks(source: str) -> dict[str, list[str]]:
     """The calls of check() in Args by the option that they name."""
     found: dict[str, list[str]] = {}
@@ -82,3 +88,8 @@ def test_options_of_both_scripts_have_the_same_type_default_text_check_and_order
     assert {name for name in common if dqn[name] != ppo[name]} == OPTIONS_DIFFERENT_ON_PURPOSE
     different = {name for name in common if checks(DQN).get(name) != checks(PPO).get(name)}
     assert different == CHECKS_DIFFERENT_ON_PURPOSE
+
+
+def test_what_follows_from_the_options_is_the_same_but_for_the_steps_of_an_iteration():
+    dqn, ppo = properties(DQN), properties(PPO)
+    assert dqn.keys() == ppo.keys() and {name for name in dqn if dqn[name] != ppo[name]} == {"steps_per_iteration"}
