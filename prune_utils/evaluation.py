@@ -117,6 +117,7 @@ def record_video(policy: Policy, env_id: str, seed: int, path: Path) -> float:
                 obs, reward, terminated, truncated, _ = env.step(int(policy(stack)[0]))
                 score, over = score + float(reward), terminated or truncated
             video.send(env.render())
+        env.close()
         os.replace(part, path)
         return score
     except Exception as error:  # whatever a game, the wrappers or ffmpeg say

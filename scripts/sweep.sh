@@ -59,7 +59,7 @@ work() {
     "$@" >>"$RUNS_DIR/$name.log" 2>&1
     code=$?
     [[ $code != 75 ]] || { echo "waiting for $name (another process trains it)" && sleep 5; } # an orphan, or another sweep
-    [[ $code != 75 || $ended != paused || ! -e $RUNS_DIR/$dense/prune_point.pt ]] || code=0 # its forks can start
+    if [[ $code == 75 && $ended == paused && -e $RUNS_DIR/$dense/prune_point.pt ]]; then code=0; fi # its forks can start
   done
   case $code in
     0) echo "$ended $name" ;;

@@ -505,7 +505,8 @@ def test_masks_forks_and_evaluations_of_other_seeds_draw_other_numbers(tmp_path,
             run.parent, args.fork_seed = tmp_path / "dense", fork_seed  # as of a fork
             run.resume(parts)
             forks += [generator.initial_seed() for generator in parts.values()]
-            for args.fork_seed, run.cuts_done in ((fork_seed, 0), (fork_seed, 1), (None, 0)):
+            for own_seed, cuts_done in ((fork_seed, 0), (fork_seed, 1), (None, 0)):
+                args.fork_seed, run.cuts_done = own_seed, cuts_done
                 masks.append(run.mask_seed())
             if fork_seed == 1:
                 for moment in MOMENTS:
