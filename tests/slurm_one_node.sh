@@ -23,6 +23,7 @@ SelectTypeParameters=CR_CPU
 JobRequeue=1
 ReturnToService=2
 MpiDefault=none
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,default_queue_depth=1000
 MinJobAge=3600
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool

@@ -70,7 +70,8 @@ def test_a_sweep_on_slurm_survives_a_requeue_and_a_dense_run_that_fails_and_the_
     wait(lambda: "stopped by SIGTERM" in log.read_text(), 30)
     waiting = run("squeue", "-h", "-r", "-j", to_end, "-o", "%T").split()
     assert not arm.exists() and waiting == ["PENDING"] * 4  # for a run that is requeued too
-    run("scontrol", "update", f"JobId={to_cut}_1", "StartTime=now")  # it would wait two minutes
+    wait(lambda: "BeginTime" in run("squeue", "-h", "-j", to_cut, "-o", "%r"))  # Slurm would wait two minutes
+    run("scontrol", "update", f"JobId={to_cut}_1", "StartTime=now")
     wait(lambda: not run("squeue", "-h"))
     assert "resumed at step" in log.read_text() and states(to_cut) == {1: "COMPLETED", 2: "FAILED"}
     assert states(to_end) == {3: "COMPLETED", 4: "COMPLETED", 5: "FAILED", 6: "FAILED"}
