@@ -68,36 +68,28 @@ def seen(row: dict, name: str) -> str:
 WITHOUT = "no game ended in a tenth of the steps after the cut, because its agent is stuck or the run is too short"
 
 
-def without_return(study: Study, label: str) -> list[int]:
-    """Seeds of an arm of which a run, or a twin, has no return after the cut."""
-    arm = study.arm(label)
-    return [seed for seed in arm.twins if seed not in arm.pairs("after_cut")] if arm else []
-
-
 def absent(study: Study) -> str:
     """The seeds of the declared arm that are in no pair, in a sentence."""
-    arm = study.arm(DECLARED)
-    seeds = {run.seed for run in study.runs if run.label == DECLARED} - (arm.pairs("after_cut").keys() if arm else set())
+    seeds = {run.seed for run in study.runs if run.label == DECLARED} - study.arm(DECLARED).pairs("after_cut").keys()
     return f" It has no pair in seed {', '.join(map(str, sorted(seeds)))}." if seeds else ""
 
 
 def obstacles(study: Study, changes: list[dict], returns: list[dict], no_skill: NoSkill | None) -> list[str]:
-    """Why the declared comparison of a study has no answer; none where it has one."""
-    reasons = []
-    declared = next((row for row in changes if row["role"] == "declared"), None)
-    pairs = declared["pairs"] if declared else 0
-    if lacking := without_return(study, DECLARED):
-        reasons.append(f"it would leave out seed {', '.join(map(str, lacking))}: {WITHOUT}")
+    """Why the declared comparison of a study, which has a pair, has no answer; none where it has one."""
+    reasons, arm = [], study.arm(DECLARED)
+    pairs = len(arm.pairs("after_cut"))
+    if lacking := [str(seed) for seed in arm.twins if seed not in arm.pairs("after_cut")]:
+        reasons.append(f"it would leave out seed {', '.join(lacking)}: {WITHOUT}")
     if pairs < MIN_SEEDS:
         reasons.append(f"it takes {MIN_SEEDS} seeds, and there {'is' if pairs == 1 else 'are'} {pairs}")
-    dense = next((row for row in returns if row["role"] == "dense"), {})
-    enough = dense.get("after_cut_seeds", 0) >= MIN_SEEDS
+    dense = next(row for row in returns if row["role"] == "dense")
+    enough = dense["after_cut_seeds"] >= MIN_SEEDS
     if no_skill is None:
         reasons.append(f"what no skill scores in {study.first.env_id} was not measured")
-    elif not dense.get("after_cut_low" if enough else "after_cut", np.nan) > no_skill.ceiling:
-        interval = f", 95 % interval {span(dense, 'after_cut')}" if pd.notna(dense.get("after_cut_low")) else ""
+    elif not dense["after_cut_low" if enough else "after_cut"] > no_skill.ceiling:
+        interval = f", 95 % interval {span(dense, 'after_cut')}" if pd.notna(dense["after_cut_low"]) else ""
         floor = f"the best that no skill scores ({number(no_skill.best)}, at most {number(no_skill.ceiling)})"
-        reasons.append(f"dense ({number(dense.get('after_cut'))}{interval}) is not clearly above {floor}")
+        reasons.append(f"dense ({number(dense['after_cut'])}{interval}) is not clearly above {floor}")
     controls = [row for row in changes if row["role"] == "positive control" and row["pairs"] >= MIN_SEEDS]
     if pairs >= MIN_SEEDS:
         if controls and not any(scaled(row, "simultaneous")[2] < 0 for row in controls):
@@ -105,9 +97,20 @@ def obstacles(study: Study, changes: list[dict], returns: list[dict], no_skill: 
             reasons.append(f"no positive control shows a loss, so that none could be seen here ({told})")
         exploratory = [row for row in changes if row["role"] == "exploratory" and row["pairs"] >= MIN_SEEDS]
         if not controls and not any(scaled(row, "simultaneous")[2] < 0 for row in exploratory):
-            told = f"no positive control ran in {MIN_SEEDS} seeds, and no other arm shows a loss"
+            told = f"no positive control has a return after the cut in {MIN_SEEDS} seeds, and no other arm shows a loss"
             reasons.append(f"{told}, so that it is unknown whether one could be seen")
     return reasons
+
+
+def standing(study: Study, pairs: int) -> str:
+    """What sets an answer apart from that of the planned study: fewer seeds, dense runs that are yet to come, or more seeds."""
+    planned = PLANNED[study.first.algorithm]
+    dense_runs = {len(twins) for twins in study.arm(DECLARED).twins.values()}
+    if pairs < planned:
+        return f", so far ({pairs} of {planned} planned seeds)"
+    if len(dense_runs) > 1:
+        return ", so far (some seeds have fewer dense and A/A runs than others)"
+    return f", with {pairs} seeds where {planned} were planned" if pairs > planned else ""
 
 
 def answer(study: Study, changes: list[dict], returns: list[dict], no_skill: NoSkill | None) -> Answer:
@@ -132,16 +135,15 @@ def answer(study: Study, changes: list[dict], returns: list[dict], no_skill: NoS
             f"{QUESTION} There is no answer: {'; '.join(reasons)}. {measured}",
         )
     _, low, high, unit = scaled(row, "after_cut")
-    planned = PLANNED[study.first.algorithm]
-    so_far = f", so far ({row['pairs']} of {planned} planned seeds)" if row["pairs"] < planned else ""
+    stands = standing(study, row["pairs"])
     if unit != "%":
         short = "No answer: the share of dense has no interval"
     elif low > -100 * MARGIN:
-        short = f"Yes{so_far}: a loss of {margin} or more is excluded"
+        short = f"Yes{stands}: a loss of {margin} or more is excluded"
     elif high < -100 * MARGIN:
-        short = f"No{so_far}: a loss of {margin} or more is seen"
+        short = f"No{stands}: a loss of {margin} or more is seen"
     else:
-        short = f"Open{so_far}: a loss of {margin} or more is neither excluded nor seen"
+        short = f"Open{stands}: a loss of {margin} or more is neither excluded nor seen"
     return Answer(short, measured, f"{QUESTION} {short}. {measured}")
 
 
@@ -211,8 +213,8 @@ def of_equal_parameters(rows: list[dict]) -> str:
 def of_evaluations(rows: list[dict]) -> list[str]:
     """Of evaluations that show no skill."""
     named = [(row, f"{name_of(row['arm'])} {MOMENTS[row['moment']]}") for row in rows]
-    # pruned arms have the past of dense
-    named = [(row, name) for row, name in named if row["moment"] != "before_prune" or row["arm"].startswith("none")]
+    if any(row["arm"] == "none" for row in rows):  # pruned arms have its past
+        named = [(row, name) for row, name in named if row["moment"] != "before_prune" or row["arm"].startswith("none")]
     low = [f"{name} ({number(row['mean'])})" for row, name in named if row["not_above_no_skill"]]
     held = [f"{name} ({row['held']})" for row, name in named if row["held"]]
     told = [f"Evaluations that are not above no skill: {'; '.join(low)}."] if low else []
@@ -241,6 +243,6 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     told += [of_noise(row) for row in tables["noise"]] + of_evaluations(tables["evaluations"])
     if any(row["pairs"] == 1 for row in compared + variants):
         told.append(
-            "One seed has no interval: how far seeds differ is unknown, so one seed excludes neither a loss nor a gain."
+            "An arm with one seed has no interval: how far seeds differ is unknown, so it excludes neither a loss nor a gain."
         )
     return [*told, of_setup(study)]

@@ -70,7 +70,7 @@ def draw(studies: list[Study], out: Path, window: int, no_skill: dict[str, NoSki
             if any(arm.rate and share(arm, "after_cut") for arm in study.arms):
                 difference(study, styles, out)
             else:
-                left_out.append(f"changes of {study.label}: no pruned run has a dense twin with a mean above 0")
+                left_out.append(f"changes of {study.label}: no pruned run has a dense twin, or mean returns are below 0")
         if measured:
             return_against_rate(measured, out, no_skill)
             size(measured, out, no_skill)
@@ -137,7 +137,7 @@ def facet_per_criterion(study: Study, criteria: list[str], rows: int = 1):
 
 
 def row_per_study(studies: list[Study], height: float):
-    """A figure with one column per criterion, and for each study (criterion, arms, axes) of its facets."""
+    """A figure with one column per criterion, and for each study (arms, axes) of its facets."""
     by_criterion = [study.by_criterion() for study in studies]
     figure, axes = facets(max(map(len, by_criterion)), len(studies), height)
     rows = []
@@ -146,7 +146,7 @@ def row_per_study(studies: list[Study], height: float):
             ax.remove()
         for criterion, ax in zip(criteria, row, strict=False):
             ax.set_title(f"{fill(study.label, 60)}\n{criterion}")
-        rows.append([(criterion, arms, ax) for (criterion, arms), ax in zip(criteria.items(), row, strict=False)])
+        rows.append(list(zip(criteria.values(), row, strict=False)))
     return figure, rows
 
 
@@ -401,7 +401,7 @@ def change_against_rate(studies: list[Study], out: Path) -> None:
 def moments(studies: list[Study], styles: dict, out: Path, no_skill: dict[str, NoSkill]) -> None:
     figure, rows = row_per_study(studies, 3.2)
     for study, columns in zip(studies, rows, strict=True):
-        for _, arms, ax in columns:
+        for arms, ax in columns:
             floor(ax, study, no_skill)
             for k, arm in enumerate(arms):
                 style, shift = styles[arm.rate], (k - (len(arms) - 1) / 2) * 0.6 / len(arms)
@@ -415,7 +415,7 @@ def moments(studies: list[Study], styles: dict, out: Path, no_skill: dict[str, N
                 ax.plot(np.arange(3) + shift, means, **style | filling)
             ax.set_xticks(range(3), MOMENTS.values())
             ax.set(ylabel="return (game score)", xlim=(-0.45, 2.45))
-        cut_long_intervals([ax for *_, ax in columns])
+        cut_long_intervals([ax for _, ax in columns])
     legend_below(figure)
     save(figure, out, "moments")
 
@@ -498,7 +498,7 @@ def sparsity(studies: list[Study], styles: dict, out: Path) -> bool:
     if not pruned:
         return False
     figure, rows = row_per_study(pruned, 3.6)
-    for _, arms, ax in [facet for columns in rows for facet in columns]:
+    for arms, ax in [facet for columns in rows for facet in columns]:
         for arm in [arm for arm in arms if arm.rate]:
             tensors = [run.summary["tensors"] for run in arm.all_runs]
             shares = [[counts["pruned"] / counts["total"] for counts in of_run.values()] for of_run in tensors]

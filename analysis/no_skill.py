@@ -24,7 +24,7 @@ class NoSkill:
 
     @property
     def ceiling(self) -> float:
-        """The upper end of the 95 % interval of the best of them."""
+        """The higher of the upper ends of their 95 % intervals, which need not be that of the best."""
         return max(self.random["high"], self.held["high"])
 
     @property

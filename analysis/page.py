@@ -29,12 +29,12 @@ since the first in it. Its return after the cut is from the first one on.
 Declared for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in runs with
 the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above -{100 * MARGIN:g} %,
 which is a one-sided test at 2.5 % if it is made once; no means that it lies below. Planned are {PLANNED["dqn"]} seeds of DQN
-and {PLANNED["ppo"]} of PPO. With fewer seeds the answer is preliminary, and says "so far": an interval that is read after each
-seed misses the truth in more than 5 % of studies. There is no answer with fewer than {MIN_SEEDS} seeds, where the interval of
-the dense return reaches down to what no skill scores, where a run has no return after the cut, or where no positive control (a
-plain cut at a rate of {CONTROLS:g} or more) shows a loss. Without such a control, another arm must show one. Everything else
-is exploratory. Until 2026-11-28 the declared quantity was the final network. For runs made before that day, return after the
-cut was chosen later.
+and {PLANNED["ppo"]} of PPO. With fewer seeds, or fewer A/A runs in some of them, the answer is preliminary, and says
+"so far": an interval that is read after each seed misses the truth in more than 5 % of studies. With more, it says how many.
+There is no answer with fewer than {MIN_SEEDS} seeds, where the interval of the dense return reaches down to what no skill
+scores, where a run has no return after the cut, or where no positive control (a plain cut at a rate of {CONTROLS:g} or more)
+shows a loss. Without such a control, another arm must show one. Everything else is exploratory. Until 2026-11-28 the declared
+quantity was the final network. For runs made before that day, return after the cut was chosen later.
 
 Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense, or of a plain cut, have
 Fieller's interval, which allows for that mean being measured too. The exploratory comparisons of a study have simultaneous
@@ -80,7 +80,7 @@ CAPTIONS = {
     "with fewer seeds than dense.",
     "moments": "Evaluations before the cut, right after it (after the last of several) and at the end: mean and, of several "
     "seeds, 95 % t interval, dots. " + HOLLOW,
-    "training": "Training return, mean of the last {window} games, mean of the seeds; dotted: the cut.",
+    "training": "Training return, mean of the last {window} games, mean of the arm's seeds; dotted: the cut.",
     "losses": "Losses: mean of the seeds, raw (faint) and averaged over {window} logged rows; dotted: the cut.",
     "sparsity": "Sparsity of each tensor after the cut.",
     "bytes": "Bytes on disk of the final network by format; a tick marks where a format starts to be smaller than dense.",
@@ -88,7 +88,7 @@ CAPTIONS = {
 }
 """of the figures below the first screen, by the beginning of their names, in their order on the page"""
 HEADLINE = "{label}: training return in tenths of the steps before and after the cut, and its change against dense. "
-HEADLINE += "Means over the seeds of the declared arm, where there is one. "
+HEADLINE += "Returns: means over the declared arm's seeds, where there is one; A/A may have fewer. Changes: over all pairs. "
 HEADLINE += "Band: 95 % interval, from two seeds on, cut off where it is wide. A/A: equal continuations."
 CUT_OFF = "Where an interval is much longer than its figure, its ends are cut off. The tables have them."
 INSIDE = """Measured on the first 250 steps of two games that each network plays itself, and of the next game where one ends
@@ -98,7 +98,8 @@ emptied is one. Effective rank: the fewest singular values of the last hidden fe
 all (Kumar et al. 2021); the number of observations bounds it, so compare runs of equal length. Right after the cut is, with
 several cuts, after the last one. Curves: means of the seeds, every tenth of the training, in runs of 1M agent steps or more.
 None of these numbers is a return."""
-IN_FILES_ONLY = ("named", "bins")
+ELSEWHERE = ("changes", "variants", "named", "health", "bins")
+"""tables that stand further up on the page, and bins, which are drawn"""
 STYLE = """
 body{font:16px/1.45 system-ui,sans-serif;color:#111;max-width:1120px;margin:1em auto;padding:0 1em}
 h1{font-size:1.5em;margin:.3em 0}h2{margin-top:1.6em}img{max-width:100%;height:auto}
@@ -169,7 +170,7 @@ def page(
         parts.append(f"<h2>Inside the network</h2><p>{INSIDE}</p>{wide(tables['health'])}")
         parts += [figure(file, "Health over the training.") for file in sorted(figures.glob("health_*.png"))]
     parts.append("<h2>Tables</h2>")
-    shown = {name: table for name, table in tables.items() if name not in ("changes", "variants", "health", *IN_FILES_ONLY)}
+    shown = {name: table for name, table in tables.items() if name not in ELSEWHERE}
     parts += [f"<h3>{name.replace('_', ' ').capitalize()}</h3>{wide(table)}" for name, table in shown.items()]
     paragraphs = METHOD.format(window=window).strip().split("\n\n")
     method = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)

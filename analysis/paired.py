@@ -61,12 +61,12 @@ def slopes(scores: np.ndarray, rates: np.ndarray) -> np.ndarray:
     return np.einsum("r,...rs->...s", centred, np.asarray(scores, float)) / (centred**2).sum()
 
 
-def over_games(changes: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def over_games(changes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Interquartile mean over the games of each seed (changes is (..., games, seeds)), its mean over seeds and t interval.
 
     A seed has the same masks and initial weights in every game, so that its games are one cluster, and n is that of the seeds.
     """
-    return t_interval(stats.trim_mean(np.asarray(changes, float), 0.25, axis=-2), level)
+    return t_interval(stats.trim_mean(np.asarray(changes, float), 0.25, axis=-2))
 
 
 # ------------------------------------------------------------------------------------------------------- noise and power
@@ -109,9 +109,9 @@ def power(seeds, deviation, loss: float = 0.0) -> np.ndarray:
     return stats.nct.sf(stats.t.ppf((1 + LEVEL) / 2, n - 1), n - 1, shift)
 
 
-def seeds_needed(deviation: float, most: int = 1000) -> float:
-    """The fewest seeds that give the declared test 80 % power where nothing is lost; inf if they are more than `most`."""
-    enough = power(np.arange(MIN_SEEDS, most + 1), max(deviation, 1e-3)) >= POWER
+def seeds_needed(deviation: float) -> float:
+    """The fewest seeds that give the declared test 80 % power where nothing is lost; inf if they are more than 1,000."""
+    enough = power(np.arange(MIN_SEEDS, 1001), max(deviation, 1e-3)) >= POWER
     return float(MIN_SEEDS + np.argmax(enough)) if enough.any() else np.inf
 
 

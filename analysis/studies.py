@@ -268,6 +268,9 @@ def build(study: Study, everything: list[Run], named: list[Named]) -> None:
     if forks:
         first = {seed: study.dense.runs[seed][:1] for seed in forks}
         study.arms.insert(1, Arm("A/A", "A/A", "A/A", 0.0, forks, first))
+        if gaps := [str(seed) for seed in study.dense.runs if seed not in forks]:
+            told = f"no second dense run of seed {', '.join(gaps)} that is compared"
+            named.append(Named("missing", f"{study.label}, A/A", told))
     there = {(run.label, run.seed) for run in study.runs}
     for label in labels:
         if gaps := [str(seed) for seed in seeds if (label, seed) not in there]:

@@ -5,8 +5,8 @@
 
 Forms of the same function in fp32: `dense`, model.pt as trained, zeros in place; `packed`, the same network from
 model_packed.npz; `csr`, its linear layers as CSR with 32-bit indices; `without_dead_units`, units that can't matter taken out
-of it; with --onnx also `onnx`, the last one in ONNX Runtime. On a GPU also `2:4`, fc1 in half precision with the two largest of
-each four weights, which is another function.
+of it; with --onnx also `onnx`, the last one in ONNX Runtime. On a GPU of compute capability 8.0 or more also two in half
+precision, timed only: `dense, fp16`, and `2:4, fp16`, fc1 with the two largest of each four weights, which is another function.
 """
 
 import copy

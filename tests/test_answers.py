@@ -65,6 +65,14 @@ def test_an_answer_from_fewer_seeds_than_planned_is_one_so_far(tmp_path):
     assert QUESTION + told in said(tmp_path, arms, algorithm="ppo")
     arms = {arm: scores + scores for arm, scores in ({"none": DENSE, "l1-0.5": SURE} | CONTROL).items()}
     assert QUESTION + "Yes: a loss of 10 % or more is excluded. " in said(tmp_path / "six", arms, algorithm="ppo")
+    told = "Yes, so far (some seeds have fewer dense and A/A runs than others): a loss"
+    assert QUESTION + told in said(tmp_path / "some", arms | {"none-fork1": DENSE}, algorithm="ppo")
+    assert QUESTION + "Yes: a loss" in said(tmp_path / "all", arms | {"none-fork1": DENSE + DENSE}, algorithm="ppo")
+
+
+def test_an_answer_from_more_seeds_than_planned_says_how_many(tmp_path):
+    sentences = said(tmp_path, {"none": [*DENSE, 105.0], "l1-0.5": [*SURE, 104.0]} | CONTROL)
+    assert QUESTION + "Yes, with 4 seeds where 3 were planned: a loss of 10 % or more is excluded. " in sentences
 
 
 def test_a_seed_whose_agent_is_stuck_takes_the_answer_and_a_seed_without_a_pair_is_named_beside_it(tmp_path):
@@ -92,7 +100,8 @@ def test_a_fork_without_a_return_takes_its_seed_with_it(tmp_path):
 def test_one_seed_has_numbers_and_no_interval_and_the_sentences_say_why(tmp_path):
     sentences = said(tmp_path, {"none": [100.0], "l1-0.5": [90.0], "none-fork1": [100.0]})
     assert "it takes 3 seeds, and there is 1. Return after the cut of l1 at 0.5: -10.0 % in one seed." in sentences
-    assert "One seed has no interval: how far seeds differ is unknown" in sentences and "interval -" not in sentences
+    assert "An arm with one seed has no interval: how far seeds differ is unknown" in sentences
+    assert "interval -" not in sentences
 
 
 def test_where_dense_is_not_clearly_above_no_skill_there_is_no_answer(tmp_path):
@@ -132,7 +141,7 @@ def test_a_variant_at_the_rate_of_a_positive_control_may_lose_nothing(tmp_path):
 
 def test_without_a_positive_control_another_arm_has_to_show_that_a_loss_can_be_seen(tmp_path):
     sentences = said(tmp_path, {"none": DENSE, "l1-0.5": SURE, "random-0.5": [98.0, 112.0, 119.0]})
-    told = "There is no answer: no positive control ran in 3 seeds, and no other arm shows a loss, so that it is unknown"
+    told = "There is no answer: no positive control has a return after the cut in 3 seeds, and no other arm shows a loss, so"
     assert told in sentences
     other = study(tmp_path / "other" / "runs", {"none": DENSE, "l1-0.5": SURE, "random-0.5": LOST})
     conclude(other)

@@ -158,6 +158,12 @@ def test_forks_are_averaged_within_their_seed_and_n_stays_the_number_of_seeds(tm
     assert tables["runs"].run.is_unique and len(tables["runs"]) == 15
 
 
+def test_seeds_without_an_a_a_run_are_named_where_others_have_one(tmp_path):
+    runs = study(tmp_path / "runs", {"none": DENSE, "none-fork1": DENSE[:1], "l1-0.5": L1})
+    told = [reason for name, reason in named(conclude(runs)).items() if name.endswith(", A/A")]
+    assert told == ["missing: no second dense run of seed 2, 3 that is compared"]
+
+
 def test_a_dense_fork_with_another_past_is_no_twin(tmp_path):
     runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1})
     odd = write_run(runs, arm="none-fork1", seed=1, before=[1.0, 2.0], score=900.0)
