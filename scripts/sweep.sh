@@ -63,7 +63,7 @@ work() {
   done
   case $code in
     0) echo "$ended $name" ;;
-    75 | 130 | 143) echo "stopped $name" ;;
+    75 | 129 | 130 | 143) echo "stopped $name" ;;
     *) echo "failed $name (exit $code, see $RUNS_DIR/$name.log)" ;;
   esac
 }

@@ -440,8 +440,10 @@ def test_arms_of_a_dense_run_that_fails_are_named_and_not_started_and_other_seed
 def test_arms_of_a_dense_run_that_was_stopped_alone_do_not_wait_for_it_and_the_same_command_resumes(tmp_path):
     options, matrix = flags(SMALL["ppo"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
     words, environment = sweep("ppo", *options, **matrix)
-    driver = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    os.kill(process_of(f"__none__.*--runs-dir {tmp_path} "), signal.SIGTERM)
+    default = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731 # under nohup it is ignored
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    driver = subprocess.Popen(words, env=environment, preexec_fn=default, **pipes)
+    os.kill(process_of(f"__none__.*--runs-dir {tmp_path} "), signal.SIGHUP)
     printed, errors = driver.communicate(timeout=300)
     assert driver.returncode == 143 and "stopped: 3 of 3 runs are not finished" in errors, printed + errors
     assert printed.count("has no prune_point.pt") == 2
