@@ -495,6 +495,7 @@ def train(args: Args) -> Path:
     graphs = (act, learn)  # what the cut changes
     for iteration in range(global_step // args.num_envs, args.num_iterations + 1):  # vectorised steps done so far
         global_step = iteration * args.num_envs
+        run.checkpoint_if_due(global_step)
 
         # the cut: every arm comes here, started, resumed or forked (`none` removes nothing); no emulator step is pending
         if run.cuts_done < len(cuts) and iteration == cuts[run.cuts_done]:
@@ -518,7 +519,6 @@ def train(args: Args) -> Path:
             for function in graphs:
                 function.recapture()  # its CUDA graph, if there is one, is of the network before the cut
 
-        run.checkpoint_if_due(global_step)
         if iteration == args.num_iterations:
             break
         run.log_health_if_due(global_step, q_network, make_eval_policy)

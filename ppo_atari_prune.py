@@ -456,6 +456,7 @@ def train(args: Args) -> Path:
     graphs = (act, compute_advantages, learn)  # what the cut changes
     for iteration in range(global_step // args.steps_per_iteration, args.num_iterations + 1):  # finished rollouts
         global_step = iteration * args.steps_per_iteration
+        run.checkpoint_if_due(global_step)
 
         # the cut: every arm comes here, started, resumed or forked (`none` removes nothing); no emulator step is pending
         if run.cuts_done < len(cuts) and iteration == cuts[run.cuts_done]:
@@ -478,7 +479,6 @@ def train(args: Args) -> Path:
             for function in graphs:
                 function.recapture()  # its CUDA graph, if there is one, is of the network before the cut
 
-        run.checkpoint_if_due(global_step)
         if iteration == args.num_iterations:
             break
         run.log_health_if_due(global_step, agent, make_policy)

@@ -1,10 +1,12 @@
 """Several cuts: the cubic schedule, nested masks, shares per layer by Erdos-Renyi-Kernel, and runs that fork and resume."""
 
+import signal
+
 import pytest
 import torch
 
 from analysis.runs import HEADS
-from prune_utils.run import Run, default_run_name
+from prune_utils.run import Run, default_run_name, load_checkpoint
 from tests.conftest import SCRIPTS, SHORT, SMALL, rows, summary, weights
 from tests.test_pruning import NETWORKS, build, criteria, networks, zeros
 
@@ -219,6 +221,26 @@ def test_a_gradual_run_that_is_killed_in_its_fifth_cut_ends_in_the_same_bits(alg
     monkeypatch.undo()
     folder = script.train(script.Args(**options))
     assert files(folder) == files(small_run(algorithm, **SIZE[algorithm] | GRADUAL))
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_a_signal_before_the_last_cut_leaves_a_checkpoint_of_that_moment(algorithm, small_run, tmp_path, monkeypatch, main):
+    script = SCRIPTS[algorithm]
+    options = SIZE[algorithm] | GRADUAL | {"runs_dir": str(tmp_path), "run_name": "a", "checkpoint_minutes": 0}
+    last = script.cut_iterations(script.Args(**options))[-1]
+    steps, log_health = [], Run.log_health_if_due
+
+    def signal_in_the_last_iteration_before(run, global_step, *arguments):
+        steps.append(global_step)
+        run.signal = signal.SIGTERM if len(steps) == last else None
+        log_health(run, global_step, *arguments)
+
+    monkeypatch.setattr(Run, "log_health_if_due", signal_in_the_last_iteration_before)
+    assert main(algorithm, options) == 143
+    monkeypatch.undo()
+    checkpoint = load_checkpoint(tmp_path / "a" / "checkpoint.pt")
+    assert (checkpoint["global_step"], checkpoint["cuts_done"]) == (steps[-1] + steps[1], 7)
+    assert files(script.train(script.Args(**options))) == files(small_run(algorithm, **SIZE[algorithm] | GRADUAL))
 
 
 @networks
