@@ -261,13 +261,14 @@ class Run:
             raise Busy(f"{self.folder} was in use by another process until now: start the same command again")
         if finished:
             changed = self.changes(previous, set(self.config["resolved"]))
-            check(not changed, "run_name", f"name another run, or --overwrite be given: {self.folder} is finished", changed)
+            check(not changed, "run_name", f"name another run: {self.folder} is finished (--overwrite starts it anew)", changed)
             changed = self.changes(previous)
             say(f"{self.folder} is finished; --overwrite starts anew" + f" (since then: {changed})" * bool(changed))
             return self.leave()
         if previous:
             check(os.access(self.folder, os.W_OK | os.X_OK), "runs_dir", "be a folder that can be written", self.folder)
-            self.compare(previous, "run_name", f"name another run, or --overwrite be given: {self.folder} has other options")
+            how = "with its own options, the copy in its source/ resumes it; --overwrite starts it anew"
+            self.compare(previous, "run_name", f"name another run: {self.folder} is not the same ({how})")
         if resumes:
             self.checkpoint = load_checkpoint(self.folder / CHECKPOINTS[0])
             self.compare(self.checkpoint, "run_name", f"name a run with a checkpoint of its own: {self.folder} differs")

@@ -325,18 +325,29 @@ def test_a_run_that_was_started_anew_resumes_without_overwrite_as_it_says(small_
     assert bits(folder) == bits(small_run("ppo", "short", **SHORT["ppo"], prune_rate=0.5))
 
 
-def test_a_run_folder_starts_anew_from_its_own_copy_of_the_source_and_keeps_it_and_its_commit(small_run, tmp_path):
-    folder = shutil.copytree(small_run("ppo", "short", **SHORT["ppo"], prune_type="none"), tmp_path / "a")
+def test_a_run_folder_starts_anew_resumes_and_is_forked_by_its_own_copy_of_an_older_source(small_run, tmp_path, main, capsys):
+    dense = small_run("ppo", "short", **SHORT["ppo"], prune_type="none")
+    folder, fork = shutil.copytree(dense, tmp_path / "a"), tmp_path / "fork"
+    with open(folder / "source" / "prune_utils" / "basics.py", "a") as file:
+        file.write("# an older version\n")
     before = {path.relative_to(folder): path.read_bytes() for path in folder.glob("source/**/*.py")}
-    changed_config = json.loads((folder / "config.json").read_text()) | {"git": "of the copy"}
-    (folder / "config.json").write_text(json.dumps(changed_config))
-    options = short("ppo", folder, prune_type="none", until_cut=True, overwrite=True)
-    words = [sys.executable, folder / "source" / "ppo_atari_prune.py", *flags(options)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"git": "of the copy"}))
+
+    def copy(**options) -> None:
+        words = [sys.executable, folder / "source" / "ppo_atari_prune.py", *flags(options)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    options = short("ppo", folder, prune_type="none")
+    copy(**options, until_cut=True, overwrite=True)
     assert {path.relative_to(folder): path.read_bytes() for path in folder.glob("source/**/*.py")} == before and len(before) > 5
     config = json.loads((folder / "config.json").read_text())
     assert config["git"] == "of the copy" and config["options"]["until_cut"] and not (folder / "summary.json").exists()
+    for refused in (options, short("ppo", fork, fork_from=str(folder))):
+        assert main("ppo", refused) == 2 and "got text of script or prune_utils (SHA-256 " in capsys.readouterr().err
+    copy(**options)
+    copy(**short("ppo", fork, fork_from=str(folder)))
+    assert bits(folder) == bits(dense) and same_bits(fork, small_run("ppo", "short", **SHORT["ppo"], prune_rate=0.5))
 
 
 def test_a_signal_while_the_checkpoint_is_read_ends_the_run_and_nothing_is_lost(small_run, tmp_path, monkeypatch, main, capsys):
