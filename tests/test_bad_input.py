@@ -233,3 +233,9 @@ def test_what_can_be_expected_to_go_wrong_is_one_line_and_a_code(error, code, ca
     with pytest.raises(SystemExit) as end, exit_codes():
         raise error("what happened")
     assert end.value.code == code and capsys.readouterr().err == "error: what happened\n"
+
+
+def test_ctrl_c_before_a_run_listens_to_it_ends_with_130_and_no_traceback(capsys):
+    with pytest.raises(SystemExit) as end, exit_codes():
+        raise KeyboardInterrupt
+    assert end.value.code == 130 and not capsys.readouterr().err
