@@ -215,6 +215,14 @@ def test_a_hundred_thousand_threads_are_one_line(main, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_a_network_that_does_not_fit_into_memory_is_one_line(algorithm, main, tmp_path, capsys):
+    assert main(algorithm, {"runs_dir": str(tmp_path / "runs"), "hidden_size": 65_536, "width": 16}) == 2
+    told = capsys.readouterr().err
+    assert "--hidden-size must leave fc1 no more weights than fit into memory here (" in told and not list(tmp_path.iterdir())
+    assert "with --width 16 it has 52,613,349,376, got 65536" in told  # 7 * 7 * (16 * 64) * (16 * 65536)
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
 @pytest.mark.parametrize("games", [0, 1])
 def test_a_training_that_diverges_ends_with_one_line_and_is_not_finished(algorithm, games, main, tmp_path, capsys):
     options = SHORT[algorithm] | {"learning_rate": 1e30, "eval_episodes": games, "runs_dir": str(tmp_path), "run_name": "a"}

@@ -296,13 +296,24 @@ def test_a_signal_in_an_evaluation_ends_it_at_its_next_step_and_says_where_the_r
     assert bits(tmp_path / "a") == bits(small_run(algorithm, prune_type="l1", prune_rate=0.5))
 
 
-def test_a_run_without_checkpoints_that_a_signal_ends_says_that_it_will_start_anew(tmp_path, monkeypatch, main, capsys):
-    play = evaluation.play
-    monkeypatch.setattr(evaluation, "play", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or play(*args))
+def test_a_signal_in_an_evaluation_saves_a_run_without_other_checkpoints_but_not_right_after_its_cut(
+    tmp_path, monkeypatch, main, capsys
+):
+    play, left = evaluation.play, []
     options = short("ppo", tmp_path / "a", prune_at=0.0, eval_episodes=1, checkpoint_minutes=0.0)
-    assert main("ppo", options) == 143 and not list(tmp_path.glob("a/*.pt"))
-    line = "stopped by SIGTERM; the same command starts anew: there is no checkpoint yet"
-    assert capsys.readouterr().err.splitlines()[-1] == line
+
+    def send_in_the_last(*args):
+        if left.pop() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return play(*args)
+
+    monkeypatch.setattr(evaluation, "play", send_in_the_last)
+    for evaluations, step, cuts in ((1, 0, 0), (2, 0, 0), (3, 160, 1)):
+        left[:] = range(1, evaluations + 1)
+        assert main("ppo", options) == 143 and not left
+        assert capsys.readouterr().err.splitlines()[-1] == f"stopped by SIGTERM; the same command resumes from step {step}"
+        checkpoint = load_checkpoint(tmp_path / "a" / "checkpoint.pt")
+        assert (checkpoint["global_step"], checkpoint["cuts_done"]) == (step, cuts)
 
 
 def test_a_run_that_gets_a_signal_while_it_is_saved_is_finished(small_run, tmp_path, monkeypatch, main):
@@ -364,7 +375,7 @@ def test_a_signal_while_the_checkpoint_is_read_ends_the_run_and_nothing_is_lost(
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_second_signal_ends_a_process_at_once(tmp_path, first):
+def test_a_second_signal_ends_a_process_at_once_unless_it_is_the_same_twice_in_a_row(tmp_path, first):
     script, second = SCRIPTS["ppo"], signal.SIGINT if first == signal.SIGTERM else signal.SIGTERM
     args = script.Args(**short("ppo", tmp_path / "a", cuda=False))
     child = os.fork()
@@ -372,7 +383,9 @@ def test_a_second_signal_ends_a_process_at_once(tmp_path, first):
         try:
             run = Run(args, "ppo", script.__file__)
             os.kill(os.getpid(), first)
+            os.kill(os.getpid(), first)  # `timeout` and a terminal that closes send theirs twice in a row
             if run.signal == first:
+                run.signal_at -= 2  # seconds
                 os.kill(os.getpid(), second)
         finally:
             os._exit(0)  # not reached
