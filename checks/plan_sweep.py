@@ -216,7 +216,7 @@ def plan(algorithm: str, options: list[str]) -> None:
             f"{smaller}; JOBS=1 tries it all the same"
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-    visible = ",".join(visible.split(",")[:gpus])  # CUDA stops at the first that is not there
+    visible = ",".join(word.strip() for word in visible.split(",")[:gpus])  # CUDA stops at the first that is not there
     print(shlex.join([str(jobs), visible if gpus else "-", *dashboard(args, matrix["env_id"])]))
     file = f"{algorithm}_atari_prune.py"
     print("\n".join(line(run, name, file, options, until_cut=True) for run, name in dense))

@@ -38,7 +38,7 @@ def main(args: Args) -> None:
         words += [f"--runs-dir={scratch}", "--run-name=cost"]
         for _ in range(args.repeats + 1):
             began, resumed, step = time.perf_counter(), None, 0
-            process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             for line in process.stdout:
                 print(line, end="", flush=True)
                 if found := re.search(r"step ([\d,]+)", line):

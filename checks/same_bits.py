@@ -225,6 +225,8 @@ def main(args: Args) -> None:
         if not (checkout / "dqn_atari_prune.py").is_file():
             raise SystemExit(f"error: --{option} must be a checkout of this project, got {checkout}")
     chosen = [case for case in cases() if not args.only or any(part in case.name for part in args.only)]
+    if not chosen:
+        raise SystemExit(f"error: --only must be part of the name of a case, got {' '.join(args.only)}")
     chosen = [case for case in cases() if case in chosen or case.name in [other.parent for other in chosen]]
     if args.prepare and not args.keep:
         raise SystemExit("error: --prepare must come with --keep, which keeps what it trains")

@@ -22,7 +22,7 @@ for run in "${runs[@]}"; do
     echo "not finished: $run" >&2
     continue
   fi
-  copy=$1/$(basename "$(realpath "$run")")
+  copy=$1/$(basename "$(realpath -s "$run")")
   [[ ! $run -ef $copy ]] || { echo "error: $copy is the run itself" >&2 && exit 2; }
   for file in "${files[@]}"; do
     if [[ -e $copy/$file ]] && ! cmp -s "$run/config.json" "$copy/config.json"; then

@@ -13,6 +13,10 @@ cd "$(dirname "$0")/.."
 
 [[ ${DRY_RUN:-0} == [01] ]] || { echo "error: DRY_RUN must be 0 or 1, got $DRY_RUN" >&2 && exit 2; }
 
+for word in "$@"; do
+  [[ ! ${word//_/-} =~ ^--(runs-dir|run-name|env-id) ]] || { echo "error: the quickstart sets ${word%%=*} itself" >&2 && exit 2; }
+done
+
 python=.venv/bin/python
 common=(--env-id SpaceInvadersNoFrameskip-v4 --prune-rate 0.5 --eval-episodes 10 --num-threads 1 "$@")
 ppo=("$python" ppo_atari_prune.py --run-name quickstart_ppo --prune-type l1 --total-timesteps 24576 "${common[@]}")
@@ -26,6 +30,8 @@ if [[ ${DRY_RUN:-0} == 1 ]]; then
 fi
 
 [[ -x .venv/bin/pip ]] || python3 -m venv .venv
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  { echo "error: .venv must have Python 3.11 or newer: delete it, and start again where python3 is one" >&2 && exit 2; }
 echo "installing requirements.txt into .venv"
 "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 

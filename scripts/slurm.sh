@@ -21,6 +21,10 @@ mkdir -p "$RUNS_DIR"
 list=$(mktemp "$RUNS_DIR/slurm-XXXXXX.txt")
 echo "$commands" >"$list"
 
+most=$(scontrol show config 2>/dev/null | sed -n 's/^MaxArraySize *= *//p') || true
+(($(wc -l <"$list") < ${most:-1001})) ||
+  { echo "error: $(wc -l <"$list") jobs are too many for a job array here (MaxArraySize is ${most:-1001})" >&2 && exit 2; }
+
 # submit LINES [option of sbatch]...: an array with a job for each of these lines of the list. Prints its id.
 submit() {
   # shellcheck disable=SC2086 # SBATCH is a list of words

@@ -14,10 +14,11 @@ shopt -s nullglob
 for folder in "$@"; do
   [[ -e $folder ]] || { echo "error: no such folder: $folder" >&2 && exit 2; }
 done
-mapfile -t folders < <(find -H "$@" -type d -name wandb -prune -printf '%h\n' | sort -u) # of runs and reports, at any depth
+mapfile -t folders < <(find -L "$@" -type d -name wandb -prune -printf '%h\n' | sort -u) # of runs and reports, at any depth
 
 # Half a minute of trying is enough to say that there is no server; by default it takes many minutes.
 export WANDB_X_GRAPHQL_RETRY_MAX=${WANDB_X_GRAPHQL_RETRY_MAX:-4} WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS=5
+export WANDB_SILENT=false WANDB_SHOW_ERRORS=true WANDB_SHOW_WARNINGS=true # what it prints tells whether it failed
 failed=0 found=0
 for folder in "${folders[@]}"; do
   if [[ -e $folder/.lock ]] && ! flock -n "$folder/.lock" true; then # what is uploaded now would be all that is ever sent
@@ -31,11 +32,11 @@ for folder in "${folders[@]}"; do
     ((${#files[@]} > 0)) && [[ ! -e ${files[0]}.synced ]] || continue
     "$python" "$scripts/mend_wandb.py" "${files[@]}"
     (($(stat -c %s "${files[0]}") > 7)) || continue # killed at its start: a header, and nothing to send
-    # `wandb sync` exits 0 whatever happens, but it prints what went wrong, beside paths and the name of the run
+    # `wandb sync` exits 0 whatever happens, but it prints what went wrong; a model that is there already is nothing wrong
     code=0
     output=$("$python" -m wandb sync "$run" 2>&1) || code=$?
-    words=$(tr -s '[:space:]' '\n' <<<"$output" | grep -v / | grep -vwFe "$(basename "$folder")") || true
-    if [[ $code == 0 && -e ${files[0]}.synced ]] && ! grep -qiE 'error|fail|unable' <<<"$words"; then
+    wrong=$(grep -E '^wandb: (ERROR|WARNING) ' <<<"$output" | grep -v ' already exists with the same content') || true
+    if [[ $code == 0 && -e ${files[0]}.synced && -z $wrong ]]; then
       echo "synced $run"
     else
       echo "$output" >&2

@@ -15,6 +15,8 @@ if [[ $(id -u) == 0 ]] && ! { command -v slurmctld && command -v strace; } >/dev
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm strace; } >/dev/null || true
 fi
 [[ -x .venv/bin/pip ]] || python3 -m venv .venv
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  { echo "error: .venv must have Python 3.11 or newer: delete it, and start again where python3 is one" >&2 && exit 2; }
 "$python" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 
 "$python" -m ruff check

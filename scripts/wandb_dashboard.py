@@ -242,7 +242,8 @@ def save(args: Args) -> None:
     """Save view and report, each over the one that is there, and print their addresses."""
     import wandb
 
-    entity = args.entity or wandb.Api().default_entity
+    api = wandb.Api()
+    entity = args.entity or api.settings["entity"] or api.default_entity  # WANDB_ENTITY, as for runs, before the user's own
     path = f"{entity}/{args.project}"
     view, report = make_view(entity, args.project, args.games), make_report(entity, args.project, args.games)
     if found := find(path, "project-view"):

@@ -194,6 +194,7 @@ WRONG = {
     "a malformed key": ({"WANDB_API_KEY": "abc"}, 2, "error: WANDB_API_KEY invalid: API key must have 40+ characters, has 3."),
     "a key that the server refuses": ({"WANDB_API_KEY": "1" * 40}, 2, "permission denied"),
     "a wrong entity": ({"--entity": "other"}, 2, f"error: no project other/{PROJECT} for this key: check --entity and"),
+    "a wrong entity of runs": ({"WANDB_ENTITY": "other"}, 2, f"error: no project other/{PROJECT} for this key: check --entity"),
     "a project without a run": ({"--project": "new"}, 2, "error: no project ent/new for this key: check --entity and"),
     "a dead server": ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, 1, "127.0.0.1:9: connect: connection refused"),
 }

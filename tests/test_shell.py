@@ -86,7 +86,7 @@ def quickstart_with_a_stub(root: Path, fails: str) -> tuple[subprocess.Completed
         (root / ".venv" / "bin" / name).chmod(0o755)
     (root / "elsewhere").mkdir()
     done = bash(str(root / "scripts" / "quickstart.sh"), cwd=root / "elsewhere")
-    return done, (root / "calls").read_text().splitlines()
+    return done, [call for call in (root / "calls").read_text().splitlines() if not call.startswith("-c ")]
 
 
 def test_quickstart_installs_trains_both_prints_the_table_of_both_and_lets_a_trained_agent_play(tmp_path):
@@ -116,7 +116,30 @@ def test_quickstart_trains_nothing_when_the_installation_fails(tmp_path):
     assert done.returncode == 3 and len(calls) == 1
 
 
+def test_quickstart_says_that_a_virtual_environment_is_broken_or_too_old(tmp_path):
+    done, calls = quickstart_with_a_stub(tmp_path, "-c")
+    assert done.returncode == 2 and not calls
+    assert done.stderr == "error: .venv must have Python 3.11 or newer: delete it, and start again where python3 is one\n"
+
+
+@pytest.mark.parametrize("word", ["--runs-dir", "--run_name=x", "--env-id"])
+def test_quickstart_refuses_options_that_it_sets_itself(word, tmp_path):
+    done = bash(str(ROOT / "scripts" / "quickstart.sh"), word, "x", cwd=tmp_path, DRY_RUN="1")
+    assert (done.returncode, done.stderr) == (2, f"error: the quickstart sets {word.split('=')[0]} itself\n")
+
+
 # ------------------------------------------------------------------------------------------------------------------ slurm
+def test_more_jobs_than_an_array_may_have_are_refused_before_any_is_submitted(tmp_path):
+    (tmp_path / "sbatch").write_text(f"#!/usr/bin/env bash\ntouch {tmp_path}/submitted\n")
+    (tmp_path / "scontrol").write_text("#!/usr/bin/env bash\necho 'MaxArraySize            = 3'\n")
+    for name in ("sbatch", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    words = [str(ROOT / "scripts" / "slurm.sh"), "bash", "-c", "echo 'a --until-cut'; echo b; echo c"]
+    done = bash(*words, PATH=f"{tmp_path}:{os.environ['PATH']}", RUNS_DIR=str(tmp_path / "runs"))
+    assert (done.returncode, done.stderr) == (2, "error: 3 jobs are too many for a job array here (MaxArraySize is 3)\n")
+    assert not (tmp_path / "submitted").exists()
+
+
 def test_a_second_array_that_slurm_refuses_is_a_failure(tmp_path):
     (tmp_path / "sbatch").write_text('#!/usr/bin/env bash\n[[ "$*" != *--dependency* ]] || exit 3\necho 7\n')
     (tmp_path / "sbatch").chmod(0o755)
@@ -190,6 +213,8 @@ def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_t
     bash(str(ROOT / "scripts" / "collect.sh"), str(tmp_path / "three"), ".", cwd=run)  # the run that one stands in
     assert collect(tmp_path / "four", tmp_path / "three" / run.name).returncode == 0  # what was collected before
     assert (tmp_path / "four" / run.name / "curves.csv.gz").exists()
+    (tmp_path / "link").symlink_to(run)
+    assert collect(tmp_path / "six", tmp_path / "link").returncode == 0 and (tmp_path / "six" / "link").is_dir()
 
 
 def test_collect_deletes_nothing_and_replaces_only_files_of_the_same_run(small_run, tmp_path):
