@@ -213,7 +213,7 @@ def of_equal_parameters(rows: list[dict]) -> str:
 def of_evaluations(rows: list[dict]) -> list[str]:
     """Of evaluations that show no skill."""
     named = [(row, f"{name_of(row['arm'])} {MOMENTS[row['moment']]}") for row in rows]
-    if any(row["arm"] == "none" for row in rows):  # pruned arms have its past
+    if any(row["arm"] == "none" for row in rows):  # pruned arms have the same past
         named = [(row, name) for row, name in named if row["moment"] != "before_prune" or row["arm"].startswith("none")]
     low = [f"{name} ({number(row['mean'])})" for row, name in named if row["not_above_no_skill"]]
     held = [f"{name} ({row['held']})" for row, name in named if row["held"]]

@@ -78,8 +78,8 @@ def check_common(args) -> None:
     check(earliest <= args.prune_until <= 1, "prune_until", rule, args.prune_until)
     check(1 <= args.hidden_size <= 65_536, "hidden_size", "lie in 1 to 65536", args.hidden_size)
     check(0 < args.width <= 16, "width", "lie in (0, 16]", args.width)
-    weights, most = 7 * 7 * args.widths[2] * args.widths[3], device.memory_bytes(args.cuda) // 16  # with gradient and moments
-    rule = f"leave fc1 no more weights than fit into memory here ({most:,}); with --width {args.width:g} it has {weights:,}"
+    weights, most = 7 * 7 * args.widths[2] * args.widths[3], device.memory_bytes(args.cuda) // 16  # with gradients and moments
+    rule = f"be smaller: with --width {args.width:g} fc1 has {weights:,} weights, and {most:,} fit into memory here"
     check(weights <= most, "hidden_size", rule, args.hidden_size)
     check(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)
     check(0 < args.learning_rate < float("inf"), "learning_rate", "be finite and above 0", args.learning_rate)
@@ -270,14 +270,14 @@ class Run:
             return self.leave()
         if previous:
             check(os.access(self.folder, os.W_OK | os.X_OK), "runs_dir", "be a folder that can be written", self.folder)
-            how = "with its own options, the copy in its source/ resumes it; --overwrite starts it anew"
+            how = "to resume it, give its options and versions, or run the copy in its source/; --overwrite starts anew"
             self.compare(previous, "run_name", f"name another run: {self.folder} is not the same ({how})")
         if resumes:
             self.checkpoint = load_checkpoint(self.folder / CHECKPOINTS[0])
             self.compare(self.checkpoint, "run_name", f"name a run with a checkpoint of its own: {self.folder} differs")
             mixed = is_prune_point(self.checkpoint) and bool(self.parent) != bool(previous.get("parent"))
-            rule = f"be what it was when the run in {self.folder} began ({previous.get('parent')})"
-            check(not mixed, "fork_from", rule, self.parent)
+            rule = f"be what it was when the run in {self.folder} began ({previous.get('parent') or 'not given'})"
+            check(not mixed, "fork_from", rule, self.parent or "nothing")
             os.replace(self.checkpoint["file"], self.folder / CHECKPOINTS[0])  # the one before may be the last good one
         else:
             if previous and not self.checkpoint:
@@ -434,7 +434,7 @@ class Run:
         due = self.args.checkpoint_minutes and time.monotonic() - self.saved_at >= 60 * self.args.checkpoint_minutes
         if due or self.signal:
             self.save(global_step)
-            self.stop_if_asked()  # a signal that comes only now waits for the next call
+            self.stop_if_asked()  # only here: a signal that comes after the test must not end the run unsaved
 
     def evaluate(self, moment: str, global_step: int, network: nn.Module, make_policy: Callable) -> None:
         """Play the evaluation games of a moment, with games and generators of their own, and write their rows to eval.csv."""
@@ -448,7 +448,7 @@ class Run:
         counts: Counter[int] = Counter()
 
         def each_step(actions: np.ndarray) -> None:
-            if self.signal and moment != "after_prune":  # which is played again from before the cut
+            if self.signal and moment != "after_prune":  # a checkpoint after the cut would leave that evaluation out
                 self.save(global_step)
             self.stop_if_asked()
             counts.update(actions.tolist())
@@ -529,6 +529,8 @@ class Run:
             told = f"\n{self.signal.name}: stops at the next safe point; a second signal ends it at once\n"
             with suppress(OSError, ValueError, AttributeError):  # and no print, which may be at work just now
                 os.write(sys.stderr.fileno(), told.encode())
+            for other in self.handlers.keys() - {number}:
+                signal.signal(other, signal.SIG_DFL)
         elif time.monotonic() - self.signal_at > 1:  # `timeout` and a terminal that closes send theirs twice in a row
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -17,13 +17,13 @@ export RUNS_DIR=${RUNS_DIR:-runs}
 commands=$(DRY_RUN=1 "$@")
 [[ ${DRY_RUN:-0} != 1 ]] || { echo "$commands" && exit; }
 command -v sbatch >/dev/null || { echo "error: sbatch is not there: submit from a machine of a Slurm cluster" >&2 && exit 2; }
+most=$(scontrol show config 2>/dev/null | sed -n 's/^MaxArraySize *= *//p') || true
+jobs=$(wc -l <<<"$commands") fewer="submit fewer SEEDS, RATES or GAMES at once"
+((jobs < ${most:-1001})) ||
+  { echo "error: these $jobs jobs do not fit into an array (MaxArraySize is ${most:-1001}): $fewer" >&2 && exit 2; }
 mkdir -p "$RUNS_DIR"
 list=$(mktemp "$RUNS_DIR/slurm-XXXXXX.txt")
 echo "$commands" >"$list"
-
-most=$(scontrol show config 2>/dev/null | sed -n 's/^MaxArraySize *= *//p') || true
-(($(wc -l <"$list") < ${most:-1001})) ||
-  { echo "error: $(wc -l <"$list") jobs are too many for a job array here (MaxArraySize is ${most:-1001})" >&2 && exit 2; }
 
 # submit LINES [option of sbatch]...: an array with a job for each of these lines of the list. Prints its id.
 submit() {

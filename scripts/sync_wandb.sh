@@ -32,7 +32,7 @@ for folder in "${folders[@]}"; do
     ((${#files[@]} > 0)) && [[ ! -e ${files[0]}.synced ]] || continue
     "$python" "$scripts/mend_wandb.py" "${files[@]}"
     (($(stat -c %s "${files[0]}") > 7)) || continue # killed at its start: a header, and nothing to send
-    # `wandb sync` exits 0 whatever happens, but it prints what went wrong; a model that is there already is nothing wrong
+    # `wandb sync` exits 0 whatever happens, but it prints what went wrong. That the model is there already is no failure
     code=0
     output=$("$python" -m wandb sync "$run" 2>&1) || code=$?
     wrong=$(grep -E '^wandb: (ERROR|WARNING) ' <<<"$output" | grep -v ' already exists with the same content') || true

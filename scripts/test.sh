@@ -16,7 +16,7 @@ if [[ $(id -u) == 0 ]] && ! { command -v slurmctld && command -v strace; } >/dev
 fi
 [[ -x .venv/bin/pip ]] || python3 -m venv .venv
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-  { echo "error: .venv must have Python 3.11 or newer: delete it, and start again where python3 is one" >&2 && exit 2; }
+  { echo "error: .venv is broken or older than Python 3.11: delete it, and start again with a python3 of 3.11 or newer" >&2 && exit 2; }
 "$python" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 
 "$python" -m ruff check

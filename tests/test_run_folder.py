@@ -299,7 +299,7 @@ def test_a_dense_run_that_is_at_work_does_not_become_a_fork(tmp_path):
     with opened(small(tmp_path, **options)) as run:
         run.resume({})
         run.save(32)
-    rule = f"--fork-from must be what it was when the run in {run.folder} began (None), got elsewhere"
+    rule = f"--fork-from must be what it was when the run in {run.folder} began (not given), got elsewhere"
     with pytest.raises(UserError, match=f"^{re.escape(rule)}$"):
         Run(small(tmp_path, **options, fork_from="elsewhere"), "ppo", script.__file__)
 
@@ -309,7 +309,7 @@ def test_a_fork_that_is_at_its_parent_s_cut_does_not_become_a_run_from_scratch(s
     dense = small_run("ppo", "short", **options)
     with opened(small(tmp_path, **options, fork_from=str(dense))) as run:
         pass
-    rule = f"--fork-from must be what it was when the run in {run.folder} began ({dense}), got None"
+    rule = f"--fork-from must be what it was when the run in {run.folder} began ({dense}), got nothing"
     with pytest.raises(UserError, match=f"^{re.escape(rule)}$"):
         Run(small(tmp_path, **options), "ppo", script.__file__)
 
