@@ -78,7 +78,8 @@ def check_common(args) -> None:
     check(earliest <= args.prune_until <= 1, "prune_until", rule, args.prune_until)
     check(1 <= args.hidden_size <= 65_536, "hidden_size", "lie in 1 to 65536", args.hidden_size)
     check(0 < args.width <= 16, "width", "lie in (0, 16]", args.width)
-    weights, most = 7 * 7 * args.widths[2] * args.widths[3], device.memory_bytes(args.cuda) // 16  # with gradients and moments
+    weights = 7 * 7 * args.widths[2] * args.widths[3]
+    most = device.memory_bytes(args.cuda) // 16  # bytes of a weight, its gradient and its two moments, in fp32
     rule = f"be smaller: with --width {args.width:g} fc1 has {weights:,} weights, and {most:,} fit into memory here"
     check(weights <= most, "hidden_size", rule, args.hidden_size)
     check(args.num_envs >= 1, "num_envs", "be at least 1", args.num_envs)

@@ -374,9 +374,21 @@ def test_a_signal_while_the_checkpoint_is_read_ends_the_run_and_nothing_is_lost(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_second_signal_ends_a_process_at_once_unless_it_is_the_same_twice_in_a_row(tmp_path, first):
-    script, second = SCRIPTS["ppo"], signal.SIGINT if first == signal.SIGTERM else signal.SIGTERM
+@pytest.mark.parametrize(
+    "first, last, seconds",
+    [
+        (signal.SIGTERM, signal.SIGINT, 0),
+        (signal.SIGINT, signal.SIGTERM, 0),
+        (signal.SIGHUP, signal.SIGTERM, 0),
+        (signal.SIGTERM, signal.SIGTERM, 2),
+        (signal.SIGINT, signal.SIGINT, 2),
+        (signal.SIGHUP, signal.SIGHUP, 2),
+    ],
+)
+def test_another_signal_or_the_same_after_a_second_ends_a_process_at_once_and_the_same_twice_in_a_row_does_not(
+    tmp_path, first, last, seconds
+):
+    script = SCRIPTS["ppo"]
     args = script.Args(**short("ppo", tmp_path / "a", cuda=False))
     child = os.fork()
     if child == 0:
@@ -385,12 +397,12 @@ def test_a_second_signal_ends_a_process_at_once_unless_it_is_the_same_twice_in_a
             os.kill(os.getpid(), first)
             os.kill(os.getpid(), first)  # `timeout` and a terminal that closes send theirs twice in a row
             if run.signal == first:
-                run.signal_at -= 2  # seconds
-                os.kill(os.getpid(), second)
+                run.signal_at -= seconds
+                os.kill(os.getpid(), last)
         finally:
             os._exit(0)  # not reached
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == second
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == last
 
 
 # ---------------------------------------------------------------------------------------------------------------- faults
