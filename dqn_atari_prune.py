@@ -141,7 +141,7 @@ class Args:
         check(0 <= self.eval_epsilon <= 1, "eval_epsilon", "lie in [0, 1]", self.eval_epsilon)
         check(0 < self.exploration_fraction <= 1, "exploration_fraction", "lie in (0, 1]", self.exploration_fraction)
         last = self.num_iterations * self.num_envs // self.train_frequency * self.train_frequency
-        rule = f"lie in [{self.num_envs}, {last}), from --num-envs to the step of the last gradient update"
+        rule = f"be at least --num-envs ({self.num_envs}) and below the last gradient update of --total-timesteps ({last})"
         check(self.num_envs <= self.learning_starts < last, "learning_starts", rule, self.learning_starts)
         least = max(self.batch_size, MIN_SLOTS * self.num_envs)
         most = memory_bytes(self.cuda) // TRANSITION_BYTES
@@ -169,7 +169,7 @@ class Args:
 class QNetwork(nn.Module):
     """The convolutional network of Mnih et al. 2015: (batch, 4, 84, 84) uint8 frames to (batch, num_actions) fp32 values."""
 
-    HEADS = ("fc2",)  # output layers, which low_precision keeps in fp32
+    HEADS = ("fc2",)  # output layers: they lose no units, and low_precision keeps them in fp32
 
     def __init__(self, num_actions: int, widths: tuple[int, ...] = (32, 64, 64, 512)):
         super().__init__()
@@ -195,7 +195,7 @@ class QNetwork(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------------- pruning
 def cut_iterations(args: Args) -> list[int]:
-    """Iterations before each cut, rounded up: evenly spaced from prune_at to prune_until; a dense run has the first only."""
+    """How many iterations come before each cut, rounded up: evenly spaced in prune_at to prune_until; `none` has the first."""
     shares = np.linspace(args.prune_at, args.prune_until, 1 if args.prune_type == "none" else args.prune_cuts)
     return [math.ceil(share * args.num_iterations - 1e-6) for share in shares]  # a rounding error must not add an iteration
 
@@ -241,7 +241,7 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
     flat = {name: t.float().cpu().flatten() for name, t in tensors.items()}  # in logical order, contiguous
     old_masks = {name: (masks or {}).get(name, torch.ones_like(t)).cpu().flatten() for name, t in tensors.items()}
 
-    def prune_until(count: int, t: torch.Tensor, mask: torch.Tensor, method: type[prune.BasePruningMethod]) -> torch.Tensor:
+    def prune_to_count(count: int, t: torch.Tensor, mask: torch.Tensor, method: type[prune.BasePruningMethod]) -> torch.Tensor:
         unpruned = mask > 0
         more = count - int((~unpruned).sum())
         return mask.masked_scatter(unpruned, method(more).compute_mask(t[unpruned], mask[unpruned]))
@@ -250,13 +250,13 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
     counts = {name: round(rates[name] * len(t)) for name, t in flat.items()}
     if scope == "global":  # of each tensor as many as l1 takes of it from all tensors together
         entries, old_mask = torch.cat(list(flat.values())), torch.cat(list(old_masks.values()))
-        l1_mask = prune_until(round(rate * len(entries)), entries, old_mask, prune.L1Unstructured)
+        l1_mask = prune_to_count(round(rate * len(entries)), entries, old_mask, prune.L1Unstructured)
         parts = l1_mask.split([len(t) for t in flat.values()])
         counts = {name: int((part == 0).sum()) for name, part in zip(flat, parts, strict=True)}
     new_masks = {}
     for index, (name, t) in enumerate(flat.items()):
         with seeded(seed + index):  # a seed per tensor: no draw shifts another's
-            new_masks[name] = prune_until(counts[name], t, old_masks[name], method)
+            new_masks[name] = prune_to_count(counts[name], t, old_masks[name], method)
     return {name: torch.empty_like(t, dtype=torch.float32).copy_(new_masks[name].view_as(t)) for name, t in tensors.items()}
 
 
@@ -334,8 +334,8 @@ class ReplayBuffer:
         return {"obs": step.obs, "metadata": metadata, "slots": np.stack([completed, newest]), "window": self.window()}
 
     def window(self) -> np.ndarray:
-        """First slot that may be sampled and how many may. In a full ring the four oldest of each game may not: the frames of
-        their stacks, or of the transition before a truncated one, are overwritten."""
+        """First slot that may be sampled and how many may. In a full ring the four oldest of each game may not: three of them
+        lack frames, and `sample` goes one back from a truncated transition, which may be the fourth."""
         skipped = 4 * self.num_envs if self.size == self.capacity else 0
         return np.array([(self.head - self.size + skipped) % self.slots, self.size - skipped])
 
@@ -463,7 +463,7 @@ def train(args: Args) -> Path:
     last_losses = torch.zeros(2, device=device)  # TD loss and mean Q value of the last update
     make_eval_policy = partial(make_policy, epsilon=args.eval_epsilon)
 
-    # what a checkpoint holds, beside step, log and run.cuts_done; `resume` restores it from a checkpoint or prune point
+    # the algorithm's part of a checkpoint; `resume` restores it from a checkpoint or prune point
     parts = {"q_network": q_network, "target_network": target_network, "optimizer": optimizer}
     parts |= {"masks": masks, "kept_units": kept_units, "games": games, "buffer": buffer, "last_losses": last_losses}
     parts |= {"act_generator": act_generator, "batch_generator": batch_generator}
@@ -514,10 +514,10 @@ def train(args: Args) -> Path:
             target_network.load_state_dict(q_network.state_dict())  # in `none` too, whatever tau: arms differ by the cut alone
             run.cuts_done += 1
             run.log_cut(global_step, count_tensors(prunable(q_network), masks, sizes))
-            if run.cuts_done == len(cuts):
-                run.evaluate("after_prune", global_step, q_network, make_eval_policy)
             for function in graphs:
                 function.recapture()  # its CUDA graph, if there is one, is of the network before the cut
+        if iteration == cuts[-1]:  # no part of the cut, so that a run stopped in this evaluation resumes here
+            run.evaluate("after_prune", global_step, q_network, make_eval_policy)
 
         if iteration == args.num_iterations:
             break

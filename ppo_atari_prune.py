@@ -179,7 +179,7 @@ def layer_init(layer: nn.Module, std: float = math.sqrt(2)) -> nn.Module:
 class Agent(nn.Module):
     """Policy and value: (batch, 4, 84, 84) frames, uint8 or scaled, to fp32 logits (batch, num_actions), values (batch,)."""
 
-    HEADS = ("actor", "critic")  # output layers, which low_precision keeps in fp32
+    HEADS = ("actor", "critic")  # output layers: they lose no units, and low_precision keeps them in fp32
 
     def __init__(self, num_actions: int, widths: tuple[int, ...] = (32, 64, 64, 512)):
         super().__init__()
@@ -207,7 +207,7 @@ class Agent(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------------- pruning
 def cut_iterations(args: Args) -> list[int]:
-    """Iterations before each cut, rounded up: evenly spaced from prune_at to prune_until; a dense run has the first only."""
+    """How many iterations come before each cut, rounded up: evenly spaced in prune_at to prune_until; `none` has the first."""
     shares = np.linspace(args.prune_at, args.prune_until, 1 if args.prune_type == "none" else args.prune_cuts)
     return [math.ceil(share * args.num_iterations - 1e-6) for share in shares]  # a rounding error must not add an iteration
 
@@ -253,7 +253,7 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
     flat = {name: t.float().cpu().flatten() for name, t in tensors.items()}  # in logical order, contiguous
     old_masks = {name: (masks or {}).get(name, torch.ones_like(t)).cpu().flatten() for name, t in tensors.items()}
 
-    def prune_until(count: int, t: torch.Tensor, mask: torch.Tensor, method: type[prune.BasePruningMethod]) -> torch.Tensor:
+    def prune_to_count(count: int, t: torch.Tensor, mask: torch.Tensor, method: type[prune.BasePruningMethod]) -> torch.Tensor:
         unpruned = mask > 0
         more = count - int((~unpruned).sum())
         return mask.masked_scatter(unpruned, method(more).compute_mask(t[unpruned], mask[unpruned]))
@@ -262,13 +262,13 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
     counts = {name: round(rates[name] * len(t)) for name, t in flat.items()}
     if scope == "global":  # of each tensor as many as l1 takes of it from all tensors together
         entries, old_mask = torch.cat(list(flat.values())), torch.cat(list(old_masks.values()))
-        l1_mask = prune_until(round(rate * len(entries)), entries, old_mask, prune.L1Unstructured)
+        l1_mask = prune_to_count(round(rate * len(entries)), entries, old_mask, prune.L1Unstructured)
         parts = l1_mask.split([len(t) for t in flat.values()])
         counts = {name: int((part == 0).sum()) for name, part in zip(flat, parts, strict=True)}
     new_masks = {}
     for index, (name, t) in enumerate(flat.items()):
         with seeded(seed + index):  # a seed per tensor: no draw shifts another's
-            new_masks[name] = prune_until(counts[name], t, old_masks[name], method)
+            new_masks[name] = prune_to_count(counts[name], t, old_masks[name], method)
     return {name: torch.empty_like(t, dtype=torch.float32).copy_(new_masks[name].view_as(t)) for name, t in tensors.items()}
 
 
@@ -351,7 +351,7 @@ def policy_loss(advantages: torch.Tensor, ratio: torch.Tensor, clip_coef: float)
 
 
 def value_loss(new_values, values, returns, clip_coef: float, clip_vloss: bool) -> torch.Tensor:
-    """Half the mean squared error; clipped, each error is at least that of the value kept within clip_coef of the old."""
+    """Half the mean squared error; with clip_vloss of the new or the clipped value, whichever has the larger error."""
     squared = (new_values - returns) ** 2
     if clip_vloss:
         clipped = values + (new_values - values).clamp(-clip_coef, clip_coef)
@@ -406,7 +406,7 @@ def train(args: Args) -> Path:
     sizes = {name: t.numel() for name, t in prunable(agent).items()}  # before the cut
     kept_units = run.saved_part("kept_units")  # of a structured cut; empty until then
     remove_units(kept_units, networks, optimizer)  # the shapes of a checkpoint, before its weights are restored
-    # what a checkpoint holds, beside step, log and run.cuts_done; `resume` restores it from a checkpoint or prune point
+    # the algorithm's part of a checkpoint; `resume` restores it from a checkpoint or prune point
     parts = {"agent": agent, "optimizer": optimizer, "masks": masks, "kept_units": kept_units, "games": games}
     parts |= {"act_generator": act_generator, "batch_generator": batch_generator}
     global_step = run.resume(parts)
@@ -474,10 +474,10 @@ def train(args: Args) -> Path:
             remove_units(kept_units, networks, optimizer)
             run.cuts_done += 1
             run.log_cut(global_step, count_tensors(prunable(agent), masks, sizes))
-            if run.cuts_done == len(cuts):
-                run.evaluate("after_prune", global_step, agent, make_policy)
             for function in graphs:
                 function.recapture()  # its CUDA graph, if there is one, is of the network before the cut
+        if iteration == cuts[-1]:  # no part of the cut, so that a run stopped in this evaluation resumes here
+            run.evaluate("after_prune", global_step, agent, make_policy)
 
         if iteration == args.num_iterations:
             break

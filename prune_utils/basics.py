@@ -101,7 +101,10 @@ def seeded(seed: int):
 
 
 def write_atomically(path: Path, data: bytes | memoryview, keep_previous: bool = False) -> None:
-    """A reader, or a crash, finds the old file or the whole new one, never a part."""
+    """A reader, or a crash, finds the old file or the whole new one, never a part.
+
+    With keep_previous the old one stays as NAME_previous; for a moment, between two renames, it is the only one.
+    """
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:

@@ -142,7 +142,7 @@ class Inbox:
     """Arrays that the host fills and the device reads, at addresses that stay; on a GPU one copy brings all of them.
 
     `inbox[name]` lies on the device; `put(name=array, ...)` fills and sends, on a GPU from pinned memory. That memory must not
-    be filled again before the copy is done; once a number computed from it is back on the host, it is.
+    be filled again before the copy is done: read a number computed from it back to the host first.
     """
 
     def __init__(self, device: torch.device, **arrays: np.ndarray):
@@ -172,7 +172,7 @@ def graphed(device: torch.device, changes: tuple = ()) -> Callable:
 
     The function works on tensors that stay where they are, and its outputs are overwritten by its next call. Its arguments are
     constants: each value has a graph of its own. `changes` names what the function changes (modules, optimizers, tensors,
-    generators), so that the calls which warm it up can be undone. `recapture()` forgets the graphs, for new constants.
+    generators), so that the calls which warm it up can be undone. `recapture()` forgets the graphs: after a cut they are stale.
     """
 
     def decorate(function: Callable) -> Callable:

@@ -28,9 +28,9 @@ def play(
     """Play eval_episodes whole games; rows of episode, seed, return (unclipped), length (agent steps) and truncated.
 
     Environment k of at most ENVIRONMENTS starts from seed + k and plays games k, k + ENVIRONMENTS and so on. How many each one
-    plays is settled in advance, since the first games to finish are the short ones. Environments that are done play on unseen:
-    the bits of a row depend on the batch size. `each_step` gets the actions of each step, of games that no longer count too; it
-    may raise to end the evaluation.
+    plays is settled in advance, since the first games to finish are the short ones. Environments that are done play on without
+    being counted: in a smaller batch the other rows would be rounded otherwise. `each_step` gets the actions of each step, of
+    games that no longer count too; it may raise to end the evaluation.
     """
     at_once = min(eval_episodes, ENVIRONMENTS)
     games, played = AtariGames(env_id, at_once, seed, num_threads), [0] * at_once

@@ -49,7 +49,7 @@ def measure(network: nn.Module, obs: torch.Tensor) -> dict[str, float]:
     numbers = {name: t.item() for name, t in network.output_health(outputs).items()}
     if not all(map(math.isfinite, numbers.values())):
         raise FloatingPointError(f"the outputs of the network are not finite ({numbers}): the training has diverged")
-    activations = {name: F.relu(out).cpu() for name, out in activations.items()}  # its own ReLU may not have been in place
+    activations = {name: F.relu(out).cpu() for name, out in activations.items()}  # again, where it was applied in place
     features = list(activations.values())[-1]
     health: dict[str, float] = {f"dormant_{name}": dormant_share(h) for name, h in activations.items()}
     health |= {"effective_rank": effective_rank(features), "feature_norm": features.norm(dim=1).mean().item()}

@@ -149,11 +149,11 @@ class Log:
         return state | {"steps": self.steps, "seconds": self.seconds, "wall_seconds": self.seconds_open()}
 
     def seconds_open(self) -> float:
-        """Of all processes of this run."""
+        """How long the processes of this run, taken together, have been at work."""
         return self.wall_seconds + time.monotonic() - self.started
 
     def close(self, summary: dict | None = None, games: list[dict] | None = None, files: list[Path] | None = None) -> None:
-        """Close the bar, the files and, with a summary, the W&B run."""
+        """Close the bar, the files and the W&B run, which gets the summary, the games and the files."""
         self.bar.close()
         self.file.close()
         self.tensorboard.close()

@@ -161,8 +161,8 @@ def read_config(folder: Path) -> dict:
     """config.json of a run folder; empty where there is none that a run could have written."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        return config if config.keys() >= {"options", "resolved"} else {}
-    except (OSError, ValueError, AttributeError):
+        return config if isinstance(config["options"], dict) and isinstance(config["resolved"], dict) else {}
+    except (OSError, ValueError, TypeError, LookupError):
         return {}
 
 
@@ -245,7 +245,7 @@ class Run:
         self.finished, self.cuts_done, self.evaluations, self.handlers = False, 0, [], {}
         self.measures: dict[str, dict] = {}  # at each moment: share of the commonest action, health
         self.signal: signal.Signals | None = None
-        self.saved: tuple[int, int] | None = None  # step and number of cuts of the last checkpoint
+        self.saved: tuple[int, int, int] | None = None  # step, number of cuts and of evaluations of the last checkpoint
 
         found = self.find()
         previous, finished, resumes = found
@@ -385,7 +385,7 @@ class Run:
                 restore(part, checkpoint["parts"][name], self.device)
             self.cuts_done, self.evaluations = checkpoint["cuts_done"], checkpoint["evaluations"]
             self.measures = checkpoint["measures"]
-            self.saved = (global_step, self.cuts_done)
+            self.saved = (global_step, self.cuts_done, len(self.measures))
             self.first_step = global_step if forked else checkpoint["first_step"]
             how = f"forked from {self.parent}" if forked else "resumed"
             say(f"{self.folder}: {how} at step {global_step:,} of {self.args.total_timesteps:,}")
@@ -404,7 +404,8 @@ class Run:
     # ------------------------------------------------------------------------------------------------ while it trains
     def save(self, global_step: int) -> None:
         """Write a checkpoint, unless the last one is of this moment, and keep the one before it."""
-        if self.saved == (global_step, self.cuts_done):
+        moment = (global_step, self.cuts_done, len(self.measures))
+        if self.saved == moment:
             return
         state = self.config | {"format": FORMAT, "global_step": global_step, "first_step": self.first_step}
         state |= {"cuts_done": self.cuts_done, "evaluations": self.evaluations, "measures": self.measures}
@@ -412,7 +413,7 @@ class Run:
         data = io.BytesIO()  # torch.save to a full disk says something else than that it is full
         torch.save(state, data)
         self.write(CHECKPOINTS[0], data.getbuffer(), keep_previous=True)
-        self.saved, self.saved_at = (global_step, self.cuts_done), time.monotonic()
+        self.saved, self.saved_at = moment, time.monotonic()
 
     def save_prune_point(self, global_step: int) -> None:
         """Keep a checkpoint of this moment for forks."""
@@ -440,18 +441,18 @@ class Run:
     def evaluate(self, moment: str, global_step: int, network: nn.Module, make_policy: Callable) -> None:
         """Play the evaluation games of a moment, with games and generators of their own, and write their rows to eval.csv."""
         episodes = self.args.eval_episodes
-        if not episodes:
+        if not episodes or moment in self.measures:  # not asked for, or done before a resume at this very step
             return
-        if self.args.checkpoint_minutes and moment != "after_prune":
-            self.save(global_step)  # an evaluation takes minutes, and a signal ends it at once
+        if self.args.checkpoint_minutes and moment != "after_prune":  # then the checkpoint before the cut is not far
+            self.save(global_step)
         say(f"step {global_step:,}: playing {episodes} evaluation game{'s' * (episodes > 1)} {MOMENTS[moment]}")
         seed = self.seed(moment)  # the same in every arm
         counts: Counter[int] = Counter()
 
         def each_step(actions: np.ndarray) -> None:
-            if self.signal and moment != "after_prune":  # a checkpoint after the cut would leave that evaluation out
+            if self.signal:
                 self.save(global_step)
-            self.stop_if_asked()
+                self.stop_if_asked()
             counts.update(actions.tolist())
 
         policy = make_policy(device.fp32_copy(network), seed)
@@ -495,7 +496,7 @@ class Run:
         total, pruned = (sum(count[key] for count in counts.values()) for key in ("total", "pruned"))
         what = f"the cut removed {pruned:,} of {total:,} entries ({pruned / total:.1%})"
         if self.args.prune_type == "none":
-            what = "a dense run: nothing is pruned, and the next evaluation plays other games with the same network"
+            what = "a dense run: nothing is pruned"
         elif self.args.prune_cuts > 1:
             what = f"after cut {self.cuts_done} of {self.args.prune_cuts}, {pruned:,} of {total:,} entries are pruned"
         say(f"step {global_step:,}: {what}")
@@ -527,9 +528,9 @@ class Run:
     def on_signal(self, number: int, _frame) -> None:
         if self.signal is None:
             self.signal, self.signal_at = signal.Signals(number), time.monotonic()
-            told = f"\n{self.signal.name}: stops at the next safe point; a second signal ends it at once\n"
+            message = f"\n{self.signal.name}: stops at the next safe point; another signal, a second later, ends it at once\n"
             with suppress(OSError, ValueError, AttributeError):  # and no print, which may be at work just now
-                os.write(sys.stderr.fileno(), told.encode())
+                os.write(sys.stderr.fileno(), message.encode())
             for other in self.handlers.keys() - {number}:
                 signal.signal(other, signal.SIG_DFL)
         elif time.monotonic() - self.signal_at > 1:  # `timeout` and a terminal that closes send theirs twice in a row

@@ -49,8 +49,12 @@ BOTH = [
 DQN = [
     ("buffer_size", 31, "lie in 64 to "),
     ("buffer_size", 10**12, ": at least a minibatch and 8 transitions per game, at most the memory here"),
-    ("learning_starts", 2_000_000, "lie in [8, 2000000), from --num-envs to the step of the last gradient update"),
-    ("learning_starts", 7, "lie in [8, 2000000), from --num-envs to the step"),
+    (
+        "learning_starts",
+        2_000_000,
+        "be at least --num-envs (8) and below the last gradient update of --total-timesteps (2000000)",
+    ),
+    ("learning_starts", 7, "be at least --num-envs (8) and below the last gradient update"),
     ("batch_size", 0, "be at least 1"),
     ("train_frequency", 0, "be at least 1"),
     ("target_network_frequency", 0, "be at least 1"),
@@ -78,9 +82,8 @@ CASES = [(a, *case) for a in ("dqn", "ppo") for case in BOTH] + [("dqn", *c) for
 @pytest.mark.parametrize(("options", "last"), [({"total_timesteps": 80_007}, 80_000), ({"train_frequency": 3_000_000}, 0)])
 def test_a_dqn_that_would_end_without_a_gradient_update_is_refused(options, last):
     # 80,007 steps of 8 games are 80,000, which is when learning starts; the first multiple of 3M is after the end
-    with pytest.raises(
-        UserError, match=rf"--learning-starts must lie in \[\d+, {last}\), from --num-envs to the step of the last"
-    ):
+    rule = rf"be at least --num-envs \(\d+\) and below the last gradient update of --total-timesteps \({last}\)"
+    with pytest.raises(UserError, match=f"^--learning-starts must {rule}"):
         SCRIPTS["dqn"].Args(**options)
 
 

@@ -50,7 +50,7 @@ def checks(source: str) -> dict[str, list[str]]:
 
 def the_cut(source: str) -> list[str]:
     """The lines of the cut in train(), with one name for the network and one for its policies."""
-    block = re.search(r"^ +# the cut: .*?(?=^ +if iteration ==)", definitions(source)["train"], re.M | re.S)[0]
+    block = re.search(r"^ +# the cut: .*?(?=^ +if iteration == args)", definitions(source)["train"], re.M | re.S)[0]
     block = re.sub(r"\b(q_network|agent)\b", "network", block)
     return re.sub(r"\bmake_eval_policy\b", "make_policy", block).splitlines()
 
