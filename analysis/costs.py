@@ -31,6 +31,8 @@ COLUMNS = {"algorithm", "arm", "seed", "prune_type", "sparsity", "form", "device
 COLUMNS |= {f"{name}_bytes" for name in FORMATS}
 MEASURES = {"file_bytes", "resident_bytes", "load_ms", "units", "multiply_adds"}
 """columns that a CSV file must have, those of MEASURES perhaps without values"""
+OF_ENTRIES = [kind for kind in CRITERIA if not kind.endswith("-structured")]
+"""criteria whose runs are compared with their own dense form; where units were removed, that is the smaller network"""
 RUN = ["file", "run", "algorithm", "arm", "seed"]
 """columns that tell runs apart"""
 LATENCY = r"us_(\d+)x(\d+)"
@@ -55,9 +57,14 @@ def read(path: Path) -> pd.DataFrame:
     needed = COLUMNS | MEASURES | {f"{column}{quartile}" for column in latencies(rows) for quartile in ("_q25", "_q75")}
     if not len(rows) or not set(rows) >= needed or rows[list(COLUMNS)].isna().any(axis=None):
         raise UserError(f"CSV must be a file that evals.efficiency wrote, got {path}: it lacks rows, columns or values")
+    if not (kinds := set(rows.prune_type)) <= {"none", *CRITERIA}:
+        known, given = ", ".join(CRITERIA), ", ".join(map(str, sorted(kinds, key=str)))
+        raise UserError(f"CSV must have runs of prune_type none, {known}, got {given}: {path}")
     if "run" not in rows:  # in files of earlier versions
         rows["run"] = rows.algorithm + " " + rows.arm
     rows["file"] = str(path)
+    if not rows.form.eq("dense").groupby([rows[name] for name in RUN]).any().all():
+        raise UserError(f"CSV must have the form dense of each run, got {path}")
     if rows.duplicated([*RUN, "form", "device"]).any():
         raise UserError(f"CSV must hold each run once, got {path}: runs of equal name, arm and seed need a file each")
     return rows
@@ -103,10 +110,10 @@ def latency_shares(arms: pd.DataFrame, form: str, column: str) -> pd.Series:
 
 
 def curves(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Each algorithm and criterion, and each device where there are several, with its arms and the dense ones."""
+    """Each algorithm and criterion of entries, and each device where there are several, with its arms and the dense ones."""
     found = {}
     for (device, algorithm), part in rows.groupby(["device", "algorithm"]):
-        for kind in [kind for kind in CRITERIA if (part.prune_type == kind).any()]:
+        for kind in [kind for kind in OF_ENTRIES if (part.prune_type == kind).any()]:
             label = f"{algorithm}, {kind}" + f", {device}" * (rows.device.nunique() > 1)
             found[label] = part[part.prune_type.isin(["none", kind])]
     return found
@@ -117,21 +124,21 @@ def pays_from(ratio: pd.Series) -> str:
     if ratio.empty:
         return "-"
     least = crossing(ratio.index, ratio)
+    if least is None:
+        return f"above {ratio.index[-1]:.2f}, if at all"
     unknown = bool((ratio < 1).all() and ratio.index[0] > 0)  # whether it pays below what was measured
-    return "never" if least is None else f"{least:.2f}" + " or less" * unknown
+    return f"{least:.2f}" + " or less" * unknown
 
 
 def crossings(rows: pd.DataFrame) -> str:
     """As Markdown: the sparsity from which on each format is smaller than the dense file, and CSR layers are faster."""
     told: dict[str, dict[str, str]] = {}
     for label, arms in curves(rows).items():
-        if "-structured" in label:  # the network itself is smaller, so that its dense file is no reference
-            continue
         ratios = {f"file as {name.replace('_', ' ')}": file_shares(arms, name) for name in FORMATS}
         ratios |= {f"CSR layers, {name}": latency_shares(arms, "csr", column) for column, name in latencies(rows).items()}
         told["smaller or faster than dense from this sparsity on"] = {name: name for name in ratios}
         told[label] = {name: pays_from(ratio.dropna()) for name, ratio in ratios.items()}
-    return markdown(pd.DataFrame(told)) if told else "no pruned run: nothing to tell from which sparsity on what pays\n"
+    return markdown(pd.DataFrame(told)) if told else "no run with pruned entries: no crossing to show\n"
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
@@ -139,7 +146,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     names = latencies(rows)
     figure, axes = plt.subplots(1, 1 + len(names), figsize=(3.6 * (1 + len(names)), 4.2), layout="constrained", squeeze=False)
     on_disk, in_time = axes[0, 0], axes[0, 1:]
-    criterion = next((kind for kind in CRITERIA if (rows.prune_type == kind).any()), "none")
+    criterion = next((kind for kind in OF_ENTRIES if (rows.prune_type == kind).any()), "none")
     arms = rows[rows.prune_type.isin(["none", criterion])]
     for k, name in enumerate(FORMATS):
         shares = file_shares(arms, name)

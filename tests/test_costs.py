@@ -55,13 +55,21 @@ def test_what_pays_is_read_off_straight_lines_between_the_measured_sparsities():
     table = costs.crossings(made_up(*arms))
     assert "| smaller or faster than dense from this sparsity on | dqn, l1 |" in table
     assert "| file as coo | 0.74 |" in table and "| file as packed | 0.00 |" in table
-    assert "| CSR layers, batch 1, 1 thread | never |" in table
+    assert "| CSR layers, batch 1, 1 thread | above 0.80, if at all |" in table
     assert "| file as packed | 0.50 or less |" in costs.crossings(made_up(*arms[1:]))
     both = pd.concat([made_up(*arms), made_up(*arms, device="a GPU")])
     assert "| dqn, l1, a CPU | dqn, l1, a GPU |" in costs.crossings(both)
     one, other = made_up(*arms), made_up(*arms, device="a GPU").rename(columns={"us_1x1": "us_1x4"})
     told = costs.crossings(pd.concat([one, other]))  # what a device did not measure is a dash, and no "always faster"
-    assert "| CSR layers, batch 1, 1 thread | never | - |" in told and "| CSR layers, batch 1, 4 threads | - | never |" in told
+    assert "| CSR layers, batch 1, 1 thread | above 0.80, if at all | - |" in told
+    assert "| CSR layers, batch 1, 4 threads | - | above 0.80, if at all |" in told
+
+
+def test_runs_whose_units_were_removed_are_not_compared_with_their_own_smaller_network(tmp_path):
+    arms = [("none", "none", 0.0, 5000, 30.0), ("l1-0.5", "l1", 0.5, 3000, 20.0), ("l1-s", "l1-structured", 0.7, 400, 9.0)]
+    assert list(costs.curves(made_up(*arms))) == ["dqn, l1"]
+    costs.draw(made_up(*arms[::2]), tmp_path / "a.svg")
+    assert "file of none arms / dense file" in (tmp_path / "a.svg").read_text()
 
 
 def test_shares_are_of_the_dense_form_of_the_same_run_before_the_median_over_runs_is_taken():
@@ -80,7 +88,7 @@ def test_a_figure_is_drawn_of_whichever_arms_there_are_the_same_each_time(criter
     for name in ("a.png", "b.png"):
         run(monkeypatch, tmp_path / "costs.csv", f"--figure={tmp_path / name}")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert ("no pruned run: nothing to tell" in capsys.readouterr().out) == (criteria == ["none"])
+    assert ("no run with pruned entries: no crossing to show" in capsys.readouterr().out) == (criteria == ["none"])
 
 
 def test_rows_of_several_files_make_one_table(tmp_path, monkeypatch, capsys):
@@ -101,6 +109,11 @@ def test_rows_of_several_files_make_one_table(tmp_path, monkeypatch, capsys):
         (["empty.csv"], "CSV must be a file that evals.efficiency wrote, got empty.csv: it lacks rows, columns or values"),
         (["medians.csv"], "CSV must be a file that evals.efficiency wrote, got medians.csv: it lacks rows, columns or values"),
         (["twice.csv"], "CSV must hold each run once, got twice.csv: runs of equal name, arm and seed need a file each"),
+        (["forms.csv"], "CSV must have the form dense of each run, got forms.csv"),
+        (
+            ["kinds.csv"],
+            "CSV must have runs of prune_type none, l1, random, l1-structured, random-structured, got magic: kinds.csv",
+        ),
         (["gaps.csv"], "CSV must be a file that evals.efficiency wrote, got gaps.csv: it lacks rows, columns or values"),
         (["words.csv"], "CSV must be a file that evals.efficiency wrote, got words.csv: Unable to parse string"),
         (["nothing.csv"], "CSV must be a file that evals.efficiency wrote, got nothing.csv: No columns"),
@@ -115,6 +128,8 @@ def test_a_file_that_is_no_such_table_is_one_line_and_exit_2(words, message, tmp
     good.drop(columns="load_ms").to_csv(tmp_path / "short.csv", index=False)
     good.drop(columns="us_1x1_q25").to_csv(tmp_path / "medians.csv", index=False)
     pd.concat([good, good]).to_csv(tmp_path / "twice.csv", index=False)
+    good[good.form != "dense"].to_csv(tmp_path / "forms.csv", index=False)
+    good.assign(prune_type="magic").to_csv(tmp_path / "kinds.csv", index=False)
     good.assign(sparsity=[0.0, None, 0.0]).to_csv(tmp_path / "gaps.csv", index=False)
     good.assign(file_bytes="many").to_csv(tmp_path / "words.csv", index=False)
     (tmp_path / "strange.csv").write_text("a,b\n1,2\n")
