@@ -60,6 +60,15 @@ def test_runs_whose_curves_part_before_the_cut_make_no_pair_and_the_line_is_name
     assert reason.endswith(told) and row(tables["changes"], "l1-0.5").pairs == 2
 
 
+def test_a_structured_arm_of_which_no_unit_was_removed_is_broken(tmp_path):
+    folder = write_run(tmp_path / "runs", arm="l1-structured-0.5")
+    whole = json.loads((folder / "summary.json").read_text())
+    whole["tensors"]["fc1.bias"]["pruned"] = 0
+    (folder / "summary.json").write_text(json.dumps(whole))
+    reason = named(conclude(tmp_path / "runs", study(tmp_path / "others", {"none": DENSE})))[folder.name]
+    assert reason == "broken: summary.json has 0 units gone from fc1.bias, where l1-structured-0.5 removes 5"
+
+
 def test_an_arm_that_was_never_pruned_is_no_proof_that_pruning_costs_nothing(tmp_path):
     runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": DENSE})
     for seed in (1, 2, 3):
