@@ -6,7 +6,6 @@ A run without a summary.json is named as unfinished. With no finished run the ex
 """
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -47,18 +46,21 @@ def size(summary: dict, name: str) -> str:
     return f"{disk[name]:,} ({disk[name] / summary['total'] / 4:.2f}x)" if name in disk else "-"
 
 
-def return_after_cut(folder: Path) -> str:
-    """Mean training return after the cut; `-` where a tenth of those steps has no games, or the curves are not there."""
+def return_after_cut(folder: Path, notes: list[str]) -> str:
+    """Mean training return after the cut; `-` where a tenth of those steps has no games, or where a note says why."""
     run = read_run(folder)
-    with suppress(Broken):
-        if not isinstance(run, Named):
-            read_results(run, window=1)
-            return "-" if np.isnan(run.value("after_cut")) else f"{run.value('after_cut'):.1f}"
-    return "-"
+    try:
+        if isinstance(run, Named):
+            raise Broken(run.reason)
+        read_results(run, window=1)
+    except Broken as broken:
+        notes.append(f"return after the cut unknown ({broken}): {folder}")
+        return "-"
+    return "-" if np.isnan(run.value("after_cut")) else f"{run.value('after_cut'):.1f}"
 
 
-def column(folder: Path) -> dict[str, str]:
-    """The cells of a run, from its summary.json and curves.csv; `-` is what it did not measure."""
+def column(folder: Path, notes: list[str]) -> dict[str, str]:
+    """The cells of a run, from its summary.json and curves.csv; `-` is what it did not measure, or what is noted."""
     summary = json.loads((folder / "summary.json").read_text())
     moments, entries = summary.get("eval", {}), summary.get("parameters", summary["total"])
     zeros = entries - summary["nonzero"]
@@ -68,7 +70,7 @@ def column(folder: Path) -> dict[str, str]:
     cells = {"agent steps": f"{summary['global_step']:,}"}
     cells |= {"games per moment": " / ".join(str(moments[name]["n"]) for name in MOMENTS if name in moments) or "-"}
     cells |= {label: score(moments.get(name)) for name, label in MOMENTS.items()}
-    cells |= {"return after the cut": return_after_cut(folder)}
+    cells |= {"return after the cut": return_after_cut(folder, notes)}
     cells |= {"parameters": f"{entries:,} ({entries / summary['total']:.2f}x)"}
     cells |= {"zeros": f"{zeros:,} of {entries:,} ({zeros / entries:.1%})"}
     cells |= {label: size(summary, name) for name, label in FORMATS.items()}
@@ -88,7 +90,9 @@ def print_table(runs: tuple[str, ...]) -> None:
     finished, others = {}, []
     for run in runs:
         try:
-            finished[run] = column(Path(run))
+            notes: list[str] = []
+            finished[run] = column(Path(run), notes)
+            others += notes
         except (FileNotFoundError, NotADirectoryError):
             others.append(f"unfinished, no summary.json: {run}" if Path(run).is_dir() else f"no such folder: {run}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -48,13 +48,13 @@ def printed_table(monkeypatch, capsys, *runs: str) -> str:
 def test_the_table_shows_what_the_summary_says(make_run, monkeypatch, capsys):
     lines = printed_table(monkeypatch, capsys, make_run("a")).splitlines()
     assert lines[0].split() == ["a"]
-    cells = {label.strip(): cell.strip() for label, cell in (line.split("  ", 1) for line in lines[1:-3])}
+    cells = {label.strip(): cell.strip() for label, cell in (line.split("  ", 1) for line in lines[1:-4])}
     assert cells == {
         "agent steps": "24,576",
         "games per moment": "3 / 3 / 1",
         "return before the cut": "201.2 [178.0, 224.5]",
         "return right after it": "90.0 [90.0, 90.0]",
-        "return after the cut": "-",  # there are no curves
+        "return after the cut": "-",
         "return at the end": "155.0",  # one game has no interval
         "parameters": "1,000 (1.00x)",
         "zeros": "255 of 1,000 (25.5%)",  # entries that are 0 by value: 1000 - 745, five more than were pruned
@@ -66,6 +66,7 @@ def test_the_table_shows_what_the_summary_says(make_run, monkeypatch, capsys):
         "agent steps per second": "612",
         "before / after the cut": "- / 700",  # a fork did not learn before it
     }
+    assert lines[-1] == "return after the cut unknown (config.json is missing: its options are not known): a"
 
 
 def test_each_run_has_its_own_column_in_the_order_given(make_run, monkeypatch, capsys):
@@ -127,7 +128,8 @@ def test_a_run_with_a_broken_summary_is_named_beside_those_that_have_a_whole_one
     Path(broken, "summary.json").write_text(torn)
     out = printed_table(monkeypatch, capsys, broken, whole)
     assert out.splitlines()[0].split() == ["a"]
-    assert out.splitlines()[-1] == f"broken, summary.json cannot be read ({error}): b"
+    assert out.splitlines()[-1] == "return after the cut unknown (config.json is missing: its options are not known): a"
+    assert [line for line in out.splitlines() if line.endswith(": b")] == [f"broken, summary.json cannot be read ({error}): b"]
 
 
 @pytest.mark.parametrize("names", [[], ["b"]], ids=["no run given", "none finished"])
