@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Literal
@@ -49,12 +50,14 @@ class Args:
 
 def check_out(option: str, *files: Path, model: Path | None = None) -> None:
     """Raise UserError unless each file can be written and is neither the model nor a run's own; the first one is named."""
-    models = {path.resolve() for path in (model, *(model / name for name in MODELS))} if model else set()
+    models = {path.resolve() for path in (model, *(folder_of(model) / name for name in MODELS))} if model else set()
     for file in files:
         check_file(option, file)
         check(file.resolve() not in models, option, "not name the model itself", files[0])
-        own = file.name in {*OWN_FILES, *WANDB_FILES, "config.json", ".lock"} and bool(read_config(file.resolve().parent))
-        check(not own, option, "not name a file that the run itself wrote", files[0])
+        for folder in filter(read_config, file.resolve().parents):
+            part = file.resolve().relative_to(folder).parts[0]
+            own = any(fnmatch(part, pattern) for pattern in (*OWN_FILES, *WANDB_FILES, "config.json", ".lock"))
+            check(not own, option, "not name a file that the run itself wrote", files[0])
 
 
 def folder_of(model: Path) -> Path:

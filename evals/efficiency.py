@@ -50,7 +50,7 @@ class Args:
     onnx: bool = False
     """time ONNX Runtime on the CPU too, with the network that evals.export writes; needs requirements-export.txt"""
     csv: Path | None = None
-    """file for the rows of the table"""
+    """file for the rows of the table, written anew after each run"""
 
 
 class CSRLinear(nn.Module):
@@ -169,19 +169,26 @@ def main() -> None:
             check_out("csv", args.csv)
         if not args.runs:
             raise UserError("RUN must be at least one run folder, got none")
-        runs = {folder: read(folder) for folder in args.runs}  # a wrong folder is told before minutes of measuring
+        runs, names = [(folder, *read(folder)) for folder in args.runs], set()  # all, before minutes of measuring
+        for folder, identity, _ in runs:
+            name = tuple(identity[key] for key in ("run", "algorithm", "arm", "seed"))
+            if name in names:
+                raise UserError(
+                    f"RUN must name each run once (runs of equal name, arm and seed need a call each), got {folder}"
+                )
+            names.add(name)
         device, rows = torch.device("cuda" if uses_cuda(args.cuda) else "cpu"), []
         if args.onnx:
             check(device.type == "cpu", "onnx", "come with --no-cuda where there is a GPU", args.onnx)
             check_installed()
         if os.getloadavg()[0] > 0.5:
             say(f"other processes are at work (load {os.getloadavg()[0]:.1f}): latencies will show it", error=True)
-        for folder, (identity, network) in runs.items():
+        for folder, identity, network in runs:
             rows += measure(identity, network, args.calls, device, args.onnx)
+            table = pd.DataFrame(rows)
+            if args.csv:
+                table.to_csv(args.csv, index=False)
             say(f"measured {folder}", error=True)
-        table = pd.DataFrame(rows)
-        if args.csv:
-            table.to_csv(args.csv, index=False)
         shown = table.filter(regex="^(run|sparsity|form|file.*|load.*|resident.*|multiply.*|units|us_[^_]*)$")
         print(f"{rows[0]['device']}, torch {torch.__version__}; us_AxB: median microseconds of a batch of A with B threads")
         print(shown.round(2).to_string(index=False, na_rep=""))

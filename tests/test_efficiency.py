@@ -116,6 +116,10 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_is_what_analysis_cos
         ),
         (["{ppo}", "--csv={tmp}"], "--csv must be a file in a folder that can be written, got {tmp}"),
         (["{ppo}", "--csv={ppo}/summary.json"], "--csv must not name a file that the run itself wrote, got {ppo}/summary.json"),
+        (
+            ["{ppo}", "{ppo}/../{ppo.name}"],
+            "RUN must name each run once (runs of equal name, arm and seed need a call each), got {ppo}/../{ppo.name}",
+        ),
         ([], "RUN must be at least one run folder, got none"),
         (["{ppo}", "{tmp}/nowhere"], "RUN must be the folder of a finished run, got {tmp}/nowhere: FileNotFoundError: "),
         (["{ppo}", "{tmp}/odd"], "RUN must be the folder of a finished run, got {tmp}/odd: KeyError: 'algorithm'"),

@@ -271,6 +271,7 @@ def test_the_agent_that_the_quickstart_plays_has_lost_half_of_every_tensor_and_b
 def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypatch, tmp_path, capsys):
     import cv2
 
+    pytest.importorskip("imageio_ffmpeg")
     folder = shutil.copytree(small_run("dqn", prune_type="none"), tmp_path / "run")
     evaluator("dqn", monkeypatch, folder / "model.pt", "--eval-episodes=1", "--seed=3", "--capture-video")
     (file,) = folder.glob("*.mp4")
@@ -283,6 +284,7 @@ def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypa
 
 
 def test_a_run_whose_video_cannot_be_recorded_says_so_and_finishes(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("imageio_ffmpeg")
     options = SHORT["ppo"] | {"env_id": "ALE/Backgammon-v5", "capture_video": True, "runs_dir": str(tmp_path)}
     folder = SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**options))
     told = "no video of ALE/Backgammon-v5 can be recorded (AssertionError)"  # the wrappers need a first action of NOOP
@@ -317,9 +319,12 @@ def test_a_run_whose_video_cannot_be_recorded_says_so_and_finishes(monkeypatch, 
         ("ppo", ["{ppo}", "--out", "{empty}"], "--out must be a file in a folder that can be written, got"),
         ("ppo", ["{ppo}", "--out", "{ppo}/eval.csv"], "--out must not name a file that the run itself wrote, got"),
         ("ppo", ["{ppo}/model.pt", "--out", "{ppo}/config.json"], "--out must not name a file that the run itself wrote, got"),
+        ("ppo", ["{ppo}", "--out", "{ppo}/source/ppo_atari_prune.py"], "--out must not name a file that the run itself wrote"),
+        ("ppo", ["{ppo}", "--out", "{ppo}/events.out.tfevents.1"], "--out must not name a file that the run itself wrote, got"),
         ("ppo", ["{ppo}", "--out", "{ppo}/final.csv", "--capture-video"], "--out must not name a file that the run itself"),
         ("ppo", ["{agent}", "--env-id", ENV_ID, "--out", "{agent}"], "--out must not name the model itself, got"),
         ("ppo", ["{alone}", "--env-id", ENV_ID, "--out", "{alone}/model.pt"], "--out must not name the model itself, got"),
+        ("ppo", ["{other}", "--env-id", ENV_ID, "--out", "{alone}/model.pt"], "--out must not name the model itself, got"),
         ("ppo", ["{ppo}", "--out", ".", "--capture-video"], "--out must be a file in a folder that can be written, got ."),
         ("ppo", ["{ppo}", "--out", "games.mp4", "--capture-video"], "--out must not end in .mp4, as the video does, got"),
         ("dqn", ["{dqn}", "--epsilon", "1.5"], "--epsilon must lie in [0, 1], got 1.5"),
@@ -334,6 +339,7 @@ def test_what_is_no_model_or_no_value_is_one_line_and_exit_2(
     places = {a: small_run(a, prune_type="none") for a in NETWORKS} | {n: tmp_path / n for n in ("empty", "text", "alone")}
     places["alone"].mkdir()
     shutil.copy(places["ppo"] / "model.pt", places["alone"])
+    places["other"] = shutil.copy(places["ppo"] / "model_packed.npz", places["alone"] / "model_packed.npz")
     places["agent"] = shutil.copy(places["ppo"] / "model.pt", tmp_path / "agent.pt")
 
     def files():
