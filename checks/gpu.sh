@@ -13,13 +13,15 @@ for part in "${@:2}"; do
 done
 mkdir -p "$1" && out=$(realpath "$1") && shift
 cd "$(dirname "$0")/.." || exit
-PYTHON=$(realpath -s "$(command -v "${PYTHON:-.venv/bin/python}")")
+program() { command -v "$2" || { echo "error: $1 must be a Python that is there, got $2" >&2 && return 2; }; }
+PYTHON=$(program PYTHON "${PYTHON:-.venv/bin/python}") || exit
+PYTHON=$(realpath -s "$PYTHON")
 export PYTHON
 # a missing package ends it here
 "$PYTHON" -c 'import torch, checks.benchmark, tests.conftest
 print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")' | tee "$out/machine.txt" || exit
 if [[ -n ${CLEANRL:-} ]]; then
-  CLEANRL_PYTHON=$(command -v "${CLEANRL_PYTHON:-$PYTHON}") || exit
+  CLEANRL_PYTHON=$(program CLEANRL_PYTHON "${CLEANRL_PYTHON:-$PYTHON}") || exit
   PYTHONPATH=$CLEANRL "$CLEANRL_PYTHON" -c \
     'import ale_py, cv2, gymnasium, torch, tyro, cleanrl_utils.atari_wrappers, cleanrl_utils.buffers' || exit
 fi

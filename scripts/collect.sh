@@ -14,6 +14,8 @@ runs=()
 for run in "${@:2}"; do
   [[ ! -f $run ]] || continue # such as the NAME.log of a sweep, given by runs/*
   [[ -e $run/config.json ]] || { echo "error: no run folder (it has no config.json): $run" >&2 && exit 2; }
+  [[ ! -e $run/summary.json || -e $run/curves.csv || -e $run/curves.csv.gz ]] ||
+    { echo "error: a finished run without its curves.csv: $run" >&2 && exit 2; }
   runs+=("$run")
 done
 ((${#runs[@]} > 0)) || { echo "error: no run folder was named" >&2 && exit 2; }
@@ -32,7 +34,7 @@ for run in "${runs[@]}"; do
   done
   mkdir -p "$copy"
   for file in "${files[@]}"; do
-    if [[ $file == curves.csv.gz && ! -e $run/$file ]]; then # there in what was collected before
+    if [[ $file == curves.csv.gz && -e $run/curves.csv ]]; then # a copy that was collected before has only curves.csv.gz
       gzip -9nc "$run/curves.csv" >"$copy/$file.part"
     elif [[ $file == eval.csv && ! -e $run/eval.csv ]]; then # with --eval-episodes 0
       continue

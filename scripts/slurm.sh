@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run a sweep on a Slurm cluster as two job arrays: the dense runs to their cuts, then everything from there on.
 #   SEEDS="1 2 3" scripts/slurm.sh scripts/sweep_ppo.sh --num-threads 4 --track
-#   SBATCH="--partition=gpu --gres=gpu:1 --cpus-per-task=4 --time=8:00:00" scripts/slurm.sh scripts/sweep_dqn.sh
+#   SBATCH="--partition=gpu --gres=gpu:1 --cpus-per-task=4 --time=8:00:00" scripts/slurm.sh scripts/sweep_dqn.sh --num-threads 4
 # The second array starts when every dense run has ended. An arm whose dense run failed fails too; the others are trained.
 # A job that is preempted, requeued or out of time writes a checkpoint. Slurm restarts it unless its time was up. Once all
 # jobs have ended, submit the same command again for what failed or ran out of time; nothing is repeated.
@@ -16,6 +16,8 @@ export RUNS_DIR=${RUNS_DIR:-runs}
 [[ ${DRY_RUN:-0} == [01] ]] || { echo "error: DRY_RUN must be 0 or 1, got $DRY_RUN" >&2 && exit 2; }
 commands=$(DRY_RUN=1 "$@")
 [[ ${DRY_RUN:-0} != 1 ]] || { echo "$commands" && exit; }
+grep -q ' --until-cut$' <<<"$commands" ||
+  { echo "error: what follows scripts/slurm.sh must be a sweep with its options, got $*" >&2 && exit 2; }
 command -v sbatch >/dev/null || { echo "error: sbatch is not there: submit from a machine of a Slurm cluster" >&2 && exit 2; }
 most=$(scontrol show config 2>/dev/null | sed -n 's/^MaxArraySize *= *//p') || true
 jobs=$(wc -l <<<"$commands") fewer="submit fewer SEEDS, RATES or GAMES at once"

@@ -128,6 +128,11 @@ def test_quickstart_refuses_options_that_it_sets_itself(word, tmp_path):
     assert (done.returncode, done.stderr) == (2, f"error: the quickstart sets {word.split('=')[0]} itself\n")
 
 
+def test_a_missing_python_is_named_before_time_on_a_gpu_is_spent(tmp_path):
+    done = bash(str(ROOT / "checks" / "gpu.sh"), str(tmp_path / "out"), "tests", PYTHON="/nowhere/python")
+    assert (done.returncode, done.stderr) == (2, "error: PYTHON must be a Python that is there, got /nowhere/python\n")
+
+
 # ------------------------------------------------------------------------------------------------------------------ slurm
 def test_more_jobs_than_an_array_may_have_are_refused_before_any_is_submitted(tmp_path):
     (tmp_path / "sbatch").write_text(f"#!/usr/bin/env bash\ntouch {tmp_path}/submitted\n")
@@ -139,6 +144,15 @@ def test_more_jobs_than_an_array_may_have_are_refused_before_any_is_submitted(tm
     done = bash(*words, PATH=f"{tmp_path}:{os.environ['PATH']}", RUNS_DIR=str(tmp_path / "runs"))
     assert (done.returncode, done.stderr) == (2, told)
     assert not (tmp_path / "submitted").exists() and not (tmp_path / "runs").exists()
+
+
+def test_what_is_no_sweep_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "sbatch").write_text("#!/usr/bin/env bash\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    words, path = [str(ROOT / "scripts" / "slurm.sh"), "echo", "hello"], f"{tmp_path}:{os.environ['PATH']}"
+    done = bash(*words, PATH=path, RUNS_DIR=str(tmp_path / "runs"))
+    told = "error: what follows scripts/slurm.sh must be a sweep with its options, got echo hello\n"
+    assert (done.returncode, done.stderr) == (2, told) and not (tmp_path / "runs").exists()
 
 
 def test_a_second_array_that_slurm_refuses_is_a_failure(tmp_path):
@@ -216,6 +230,17 @@ def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_t
     assert (tmp_path / "four" / run.name / "curves.csv.gz").exists()
     (tmp_path / "link").symlink_to(run)
     assert collect(tmp_path / "six", tmp_path / "link").returncode == 0 and (tmp_path / "six" / "link").is_dir()
+
+
+def test_collect_takes_the_curves_that_the_report_reads_and_refuses_a_finished_run_without_any(small_run, tmp_path):
+    run = shutil.copytree(small_run("ppo", prune_type="none"), tmp_path / "a")
+    (run / "curves.csv.gz").write_bytes(gzip.compress(b"of another day"))
+    assert collect(tmp_path / "study", run).returncode == 0
+    assert gzip.decompress((tmp_path / "study" / "a" / "curves.csv.gz").read_bytes()) == (run / "curves.csv").read_bytes()
+    (run / "curves.csv").unlink(), (run / "curves.csv.gz").unlink()
+    done = collect(tmp_path / "other", run)
+    assert (done.returncode, done.stderr) == (2, f"error: a finished run without its curves.csv: {run}\n")
+    assert not (tmp_path / "other").exists()
 
 
 def test_collect_deletes_nothing_and_replaces_only_files_of_the_same_run(small_run, tmp_path):
