@@ -31,6 +31,7 @@ import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from checks import step_parts
+from prune_utils.basics import check, check_file, exit_codes
 from prune_utils.device import cores, peak_ram_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -255,8 +256,17 @@ def compare(frame: pd.DataFrame, column: str, base: str | None) -> pd.DataFrame:
 
 def main(args: Args) -> None:
     for program, folder in {"old": args.old, "cleanrl": args.cleanrl}.items():
-        if program in args.programs and not (folder and folder.is_dir()):
-            raise SystemExit(f"error: --{program} must be a checkout where --programs has {program}, got {folder}")
+        there = program not in args.programs or (folder is not None and folder.is_dir())
+        check(there, program, f"be a checkout where --programs has {program}", folder)
+    for name in ("rounds", "num_envs", "steps", "seconds"):
+        check(getattr(args, name) > 0, name, "be above 0", getattr(args, name))
+    for name in ("programs", "algorithms", "jobs"):
+        values = getattr(args, name)
+        check(len(set(values)) == len(values) > 0, name, "name each value once", " ".join(map(str, values)) or "nothing")
+    check(min(args.jobs) > 0, "jobs", "be above 0", min(args.jobs))
+    for name in ("csv", "json"):
+        if getattr(args, name):
+            check_file(name, getattr(args, name))
     rounds = range(1, args.rounds + 1)
     plan = [(k, a, jobs, p) for k in rounds for a in args.algorithms for jobs in args.jobs for p in args.programs]
     rows, bounds, failed, began = [], [], set(), time.monotonic()
@@ -305,4 +315,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, prog="python -m checks.benchmark", description=__doc__))
+    with exit_codes():
+        main(tyro.cli(Args, prog="python -m checks.benchmark", description=__doc__))

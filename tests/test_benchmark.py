@@ -13,6 +13,7 @@ import pytest
 from checks import benchmark as program
 from checks.benchmark import compare, learning_speeds, watch
 from checks.step_parts import bound
+from prune_utils.basics import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,6 +105,22 @@ def test_a_program_that_fails_is_named_and_the_others_are_measured(monkeypatch, 
     rows = [(row["algorithm"], row["program"], row["count"]) for row in saved["table"]]
     assert rows == [("dqn", "ours", 2), ("ppo", "ours", 2), ("ppo", "sb3", 2)] and len(saved["bounds"]) == 4
     assert [row["median ratio to sb3"] for row in saved["table"]] == [None, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": 0}, "--rounds must be above 0, got 0"),
+        ({"jobs": (1, 0)}, "--jobs must be above 0, got 0"),
+        ({"jobs": (2, 2)}, "--jobs must name each value once, got 2 2"),
+        ({"programs": ()}, "--programs must name each value once, got nothing"),
+        ({"programs": ("ours", "old")}, "--old must be a checkout where --programs has old, got None"),
+        ({"json": Path("/nowhere/b.json")}, "--json must be a file in a folder that can be written, got /nowhere/b.json"),
+    ],
+)
+def test_what_would_fail_after_the_measurements_is_refused_before_them(options, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        program.main(program.Args(**options))
 
 
 def test_the_bound_is_the_parts_in_turn_but_for_a_dqn_whose_emulator_steps_while_the_gpu_learns():
