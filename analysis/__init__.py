@@ -9,6 +9,7 @@ Needs run folders and prune_utils alone:
     studies.py      which runs are compared with which
     paired.py       the statistics, as pure functions
     measures.py     the numbers of each table
+    baseline.py     CleanRL's own runs beside the dense runs
     views.py        the tables as they are read
     conclusions.py  the sentences
     figures.py      the figures

@@ -192,7 +192,7 @@ def of_aggregate(row: dict) -> str:
     middle, low, high = (100 * row[f"iqm{end}"] for end in ("", "_low", "_high"))
     interval = f"95 % interval {low:+.1f} to {high:+.1f}, {seeds_in_words(row['seeds'])} of {row['games']} games"
     without = f", without {row['left_out']}, whose returns are not all above 0" if row["left_out"] else ""
-    mean = "the interquartile mean over games of each seed"
+    mean = "the interquartile mean over games of each seed" if row["games"] > 3 else "the mean over games of each seed"
     return f"Exploratory: {name_of(row['arm'])}: {middle:+.1f} % ({interval}), {mean}{without}."
 
 
@@ -210,14 +210,11 @@ def of_equal_parameters(rows: list[dict]) -> str:
     return f"Exploratory: return after the cut of arms that leave {size:.0f} % of the parameters: {'; '.join(arms)}."
 
 
-def of_evaluations(rows: list[dict]) -> list[str]:
-    """Of evaluations that show no skill."""
-    named = [(row, f"{name_of(row['arm'])} {MOMENTS[row['moment']]}") for row in rows]
-    if any(row["arm"] == "none" for row in rows):  # pruned arms have the same past
-        named = [(row, name) for row, name in named if row["moment"] != "before_prune" or row["arm"].startswith("none")]
-    low = [f"{name} ({number(row['mean'])})" for row, name in named if row["not_above_no_skill"]]
-    held = [f"{name} ({row['held']})" for row, name in named if row["held"]]
-    told = [f"Evaluations that are not above no skill: {'; '.join(low)}."] if low else []
+def of_no_skill(returns: list[dict], evaluations: list[dict]) -> list[str]:
+    """Of returns and evaluations that show no skill."""
+    low = [f"{name_of(row['arm'])} ({row['not_above_no_skill']})" for row in returns if row["not_above_no_skill"]]
+    held = [f"{name_of(row['arm'])} {MOMENTS[row['moment']]} ({row['held']})" for row in evaluations if row["held"]]
+    told = [f"Mean returns that are not above no skill: {'; '.join(low)}."] if low else []
     return told + ([f"Evaluations that are, or may be, of held actions: {'; '.join(held)}."] if held else [])
 
 
@@ -240,7 +237,8 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     told += [of_arm(row) for row in variants]
     told += [of_trend(row) for row in tables["trend"]]
     told += [of_equal_parameters(list(rows)) for _, rows in groupby(tables["equal_parameters"], lambda row: row["size"])]
-    told += [of_noise(row) for row in tables["noise"]] + of_evaluations(tables["evaluations"])
+    told += [of_noise(row) for row in tables["noise"]]
+    told += of_no_skill(tables["returns"], tables["evaluations"])
     if any(row["pairs"] == 1 for row in compared + variants):
         told.append(
             "An arm with one seed has no interval: how far seeds differ is unknown, so it excludes neither a loss nor a gain."

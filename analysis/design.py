@@ -76,3 +76,5 @@ FEW_DISTINCT, OF_GAMES = 0.85, 50
 """an evaluation whose actions were not recorded is marked if it has a smaller share of distinct games, of so many or more"""
 NO_SKILL = Path(__file__).resolve().parents[1] / "results" / "no_skill.csv"
 """what python -m evals.no_skill measured"""
+CLEANRL = NO_SKILL.with_name("cleanrl.csv.gz")
+"""the training games of CleanRL's own runs, as python -m checks.cleanrl_returns took them out of their TensorBoard files"""

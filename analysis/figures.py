@@ -18,10 +18,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from matplotlib.transforms import ScaledTranslation
 
 from analysis import paired
+from analysis.baseline import cleanrl_games
 from analysis.design import BINS, DECLARED, EQUAL, MARGIN, QUANTITIES
 from analysis.measures import alike, changes_by_bin
 from analysis.no_skill import NoSkill
-from analysis.runs import Run
 from analysis.studies import Arm, Study, mean_bins
 from prune_utils.run import CRITERIA
 
@@ -254,7 +254,8 @@ def scatter_by_rate(study: Study, ax, measure, line: bool) -> None:
             series.setdefault(arm.criterion, []).append((position(study, arm), *level, fill_of(study, arm, len(level[1]))))
     for criterion, points in series.items():
         style, lane = styles[criterion], lanes.get(criterion, 0.0)
-        ax.errorbar([], [], yerr=[], capsize=3, linestyle="none", label=criterion, **style)  # for the legend
+        label = criterion.replace("none", "dense", 1)
+        ax.errorbar([], [], yerr=[], capsize=3, linestyle="none", label=label, **style)  # for the legend
         for x, interval, dots, filling in points:
             with_interval(ax, x, interval, dots, style | filling, lane)
         whole = [(x, mean) for x, (mean, *_), _, filling in points if not filling]
@@ -388,11 +389,12 @@ def change_against_rate(studies: list[Study], out: Path) -> None:
     for study, row in zip(studies, axes, strict=True):
         for (quantity, heading), ax in zip(QUANTITIES.items(), row, strict=True):
             ax.axhline(0, color="black", lw=0.8)
-            ax.axhline(-MARGIN, color="black", lw=0.8, ls=":", label=f"margin, {-100 * MARGIN:.0f} %")
+            if quantity == "after_cut":
+                ax.axhline(-MARGIN, color="black", lw=0.8, ls=":", label=f"margin, {-100 * MARGIN:.0f} %")
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             ax.set_title(heading)
             scatter_by_rate(study, ax, lambda arm, quantity=quantity: share(arm, quantity), line=False)
-        row[0].set_ylabel(f"{fill(study.label, 40)}\nchange against the dense twin")
+        row[0].set_ylabel(f"{fill(study.label, 40)}\nchange (shock: of the arm itself)")
         cut_long_intervals(list(row))
     legend_below(figure)
     save(figure, out, "change_against_rate")
@@ -420,20 +422,20 @@ def moments(studies: list[Study], styles: dict, out: Path, no_skill: dict[str, N
     save(figure, out, "moments")
 
 
-def sampled(run: Run, tag: str, window: int) -> np.ndarray:
-    """Mean of the last `window` rows of a tag (from half of them on) at GRID points over the run; nan before the first."""
-    rows = run.curves.get(tag)
+def sampled(rows: tuple[np.ndarray, np.ndarray] | None, end: int, window: int) -> np.ndarray:
+    """Mean of the last `window` of the rows (steps, values), from half of them on, at GRID points; nan before the first."""
     if rows is None:
         return np.full(GRID, np.nan)
     steps, values = rows
     smooth = pd.Series(values).rolling(window, min_periods=(window + 1) // 2).mean().to_numpy()
-    last = np.searchsorted(steps, np.linspace(0, run.summary["global_step"], GRID), side="right") - 1
+    last = np.searchsorted(steps, np.linspace(0, end, GRID), side="right") - 1
     return np.where(last >= 0, smooth[last], np.nan)
 
 
 def mean_curve(arm: Arm, tag: str, window: int) -> np.ndarray:
     """Mean over the seeds of an arm, of its runs in each, where all of them have a value."""
-    return np.mean([np.mean([sampled(run, tag, window) for run in runs], axis=0) for runs in arm.runs.values()], axis=0)
+    curves = [[sampled(run.curves.get(tag), run.summary["global_step"], window) for run in runs] for runs in arm.runs.values()]
+    return np.mean([np.mean(of_seed, axis=0) for of_seed in curves], axis=0)
 
 
 def steps_axis(ax, study: Study) -> None:
@@ -473,6 +475,7 @@ def curves(
     figure, axes = facet_per_criterion(study, list(columns), len(tags))
     x, equals = np.linspace(0, study.steps, GRID), [arm for arm in arms_shown if arm.kind == "A/A"]
     first = x[np.isfinite(list(values.values())).any(axis=0).argmax()]
+    cleanrl = [sampled(games, study.steps, window) for games in cleanrl_games(study)]
     for arms, column in zip(columns.values(), axes.T, strict=True):
         for (tag, label), ax in zip(tags.items(), column, strict=True):
             for k, arm in enumerate(arms + equals):  # the dense curve comes first, and lies on top
@@ -481,6 +484,8 @@ def curves(
                 if raw:
                     ax.plot(x, values[arm, tag], color=style["color"], lw=0.5, alpha=0.25)
                 ax.plot(x, smooth[arm, tag], **style)
+            if cleanrl and tag == "charts/episodic_return":
+                ax.plot(x, np.mean(cleanrl, axis=0), color="#777777", label=f"CleanRL, n = {len(cleanrl)}", zorder=1.5)
             floor(ax, study, no_skill or {})
             ax.set_ylabel(label)
             steps_axis(ax, study)

@@ -76,25 +76,31 @@ def changes_table(study: Study, arms: list[Arm], quantities: Iterable[str]) -> l
 
 def returns_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
     """The returns themselves, and which of them are not above what no skill scores."""
-    rows, headings = [], QUANTITIES | {"before_prune": "before the cut", "after_prune": "right after it"}
+    rows, headings = [], QUANTITIES | {"before_prune": "before the cut", "after_prune": "right after the cut"}
     for arm in study.arms:
         row = {"study": study.label, "arm": arm.label, "role": role(study, arm), "rate": arm.rate, "seeds": len(arm.runs)}
         row["runs"], low = len(arm.all_runs), []
         for quantity in ("after_cut", "late", "final", "before_prune", "after_prune"):
             if len(scores := arm.quantity(quantity)):
                 row |= interval(quantity, paired.t_interval(scores)) | {f"{quantity}_seeds": len(scores)}
-                low += [headings[quantity]] if no_skill and scores.mean() <= no_skill.ceiling else []
+                shared = quantity == "before_prune" and arm.kind not in ("none", "small") and study.dense  # dense's network
+                shared = shared or (quantity == "after_prune" and arm.kind == "A/A")
+                low += [headings[quantity]] if no_skill and scores.mean() <= no_skill.ceiling and not shared else []
         row["not_above_no_skill"] = ", ".join(low)
         rows.append(row)
     return rows
 
 
 def evaluations_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
-    """Every evaluation: how many of its games are distinct, the share of its commonest action, and what that says."""
+    """Every evaluation: how many of its games are distinct, the share of its commonest action, and what that says.
+
+    Until the end the dense runs of a seed have one network, and pruned arms have it before the cut: it is counted once.
+    """
     rows = []
     for arm in study.arms:
-        for moment in MOMENTS:
-            runs = [run for run in arm.all_runs if moment in run.scores]
+        for moment in MOMENTS if arm.kind in ("none", "small") or not study.dense else MOMENTS[1:]:
+            runs = arm.all_runs if moment == "final" or arm.rate else [of_seed[0] for of_seed in arm.runs.values()]
+            runs = [run for run in runs if moment in run.scores]
             if not runs or arm.kind == "A/A":
                 continue
             games = [run.games_of(moment) for run in runs]
@@ -177,7 +183,8 @@ def trend_table(study: Study) -> list[dict]:
         dense = [pairs[rates[0]][seed][1] for seed in seeds]
         scores = np.array([dense, *([pairs[rate][seed][0] for seed in seeds] for rate in rates)])
         slopes = paired.slopes(scores, np.array([0.0, *rates])) / 10  # per 0.1 of rate
-        row = {"study": study.label, "criterion": criterion, "rates": " ".join(f"{r:g}" for r in rates), "pairs": len(seeds)}
+        row = {"study": study.label, "criterion": criterion, "pairs": len(seeds)}
+        row["rates"] = " ".join(f"{rate:g}" for rate in [0.0, *rates])
         # as a share: slope and dense are a pair, and so are slope + dense and dense
         row |= {"role": "exploratory", "shares": all(arm.shares for arm in arms)}
         rows.append(row | {"scores": scores[0] + slopes, "references": scores[0]})

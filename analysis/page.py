@@ -23,8 +23,9 @@ compared with the plain cut of its criterion and rate, in the seeds where both h
 Quantities, in this order. Return after the cut: the training games that ended after the cut, their mean return in each of
 {BINS} equal bins of agent steps, and the mean of the bins. Late return: the last bin. Final network: the evaluation games at
 the end; they are of one network, which may play far better or worse than the run that left it. Shock: the evaluation right
-after the cut against the one before it. An arm of several cuts is evaluated after its last one: its shock has what it learned
-since the first in it. Its return after the cut is from the first one on.
+after the cut against the one before it, which played other games: dense has one too, and that is noise. An arm of several cuts
+is evaluated after its last one: its shock has what it learned since the first in it. Its return after the cut is from the
+first one on.
 
 Declared for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in runs with
 the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above -{100 * MARGIN:g} %,
@@ -39,12 +40,13 @@ quantity was the final network. For runs made before that day, return after the 
 Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense, or of a plain cut, have
 Fieller's interval, which allows for that mean being measured too. The exploratory comparisons of a study have simultaneous
 intervals (Bonferroni): in 95 % of studies all of them cover their truth, and a loss or gain is called seen only by them. They
-are the exploratory arms and the trends, which are least-squares slopes over the rates below {CONTROLS:g}. Positive controls,
-and variants against plain cuts, are such families too. Changes are in points where a mean return is below 0 before or after
-the cut, as in Pong: 0 is no floor there. The intervals of late return, final network, shock and single bins are not corrected:
-each is one interval. One seed has no interval. Over several games, each seed has the interquartile mean over its games, and
-seeds are the sample: masks and initial weights of a seed are the same in every game. `python -m checks.simulate_studies`
-measures how often these intervals cover the truth.
+are the exploratory arms and the trends, which are least-squares slopes over the rates below {CONTROLS:g}, with dense as rate 0
+and with the declared arm. Positive controls, and variants against plain cuts, are such families too. Changes are in points
+where a mean return is below 0 before or after the cut, as in Pong: 0 is no floor there. The intervals of late return, final
+network, shock and single bins are not corrected: each is one interval. One seed has no interval. Over several games, each seed
+has the interquartile mean over its games, and seeds are the sample: masks and initial weights of a seed are the same in every
+game. Of two or three games that is the plain mean. Each game's changes are in per cent of its dense mean, taken as known.
+`python -m checks.simulate_studies` measures how often these intervals cover the truth.
 
 Noise. The declared test is a test of arm - {1 - MARGIN:g} x dense, over seeds. Its deviation is estimated from the pairs of
 {name_of(DECLARED)} themselves, as the interval of its change is. A second estimate is from what remains of arms by seeds after
@@ -56,6 +58,11 @@ the interval of the change may be too narrow.
 No skill. Uniform random play and every action held all the time (epsilon 0.01), whole games. An evaluation whose commonest
 action has a share of {100 * HELD:g} % or more is called a held action. Distinct games differ in return or
 length.
+
+Baseline. Beside the dense runs of the declared study stand runs of CleanRL's own scripts with the options of the study, where
+they were made (`python -m checks.cleanrl_returns`). Before 25 % is the mean return of the training games that ended in the 5 %
+of the steps up to there. The seeds of the two programs are no pairs, so differences have Welch's intervals. An interval that
+contains 0 shows no equality, and the four intervals are not corrected for multiple comparisons.
 
 Recovery is of training games, exploration included. Level: mean of the last {{window}} games before the cut. Back: when the
 mean of the last {{window}} games, all ended after the cut, is at the level again, which takes at least {{window}} games; a
@@ -75,12 +82,13 @@ CAPTIONS = {
     "size": "Return after the cut against the parameters that are left, the bytes of the packed file and the speed after "
     "the cut: mean and, of several seeds, 95 % interval, dots. Arms of one size stand side by side. Drawn where units were "
     "removed or a small network was trained. " + HOLLOW,
-    "change_against_rate": "Change against the dense twin in the three returns, and the shock: mean and, of several seeds, "
-    "95 % interval, one dot per seed, all in per cent of the dense mean. Arms of one rate stand side by side. Hollow: an arm "
-    "with fewer seeds than dense.",
+    "change_against_rate": "Change against the dense twin in the three returns, and the arm's own shock: mean and, of several "
+    "seeds, 95 % interval, one dot per seed, all in per cent of the dense mean. Arms of one rate stand side by side. Hollow: "
+    "an arm with fewer seeds than dense.",
     "moments": "Evaluations before the cut, right after it (after the last of several) and at the end: mean and, of several "
     "seeds, 95 % t interval, dots. " + HOLLOW,
-    "training": "Training return, mean of the last {window} games, mean of the arm's seeds; dotted: the cut.",
+    "training": "Training return, mean of the last {window} games, mean of the arm's seeds; dotted: the cut. "
+    "Arms may have fewer seeds than dense. Solid grey, beside the declared study: CleanRL's own script, where it was run.",
     "losses": "Losses: mean of the seeds, raw (faint) and averaged over {window} logged rows; dotted: the cut.",
     "sparsity": "Sparsity of each tensor after the cut.",
     "bytes": "Bytes on disk of the final network by format; a tick marks where a format starts to be smaller than dense.",

@@ -34,6 +34,14 @@ def t_interval(samples: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, n
     return mean, mean - half, mean + half
 
 
+def welch_interval(samples: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Difference of two means over the last axis, of samples that are no pairs, and the two ends of Welch's interval."""
+    a, b = deviation(samples) ** 2 / samples.shape[-1], deviation(others) ** 2 / others.shape[-1]
+    df = (a + b) ** 2 / (a**2 / max(samples.shape[-1] - 1, 1) + b**2 / max(others.shape[-1] - 1, 1))
+    difference, half = samples.mean(-1) - others.mean(-1), stats.t.ppf((1 + LEVEL) / 2, df) * np.sqrt(a + b)
+    return difference, difference - half, difference + half
+
+
 def ratio_interval(
     numerators: np.ndarray, denominators: np.ndarray, level: float = LEVEL
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

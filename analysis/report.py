@@ -22,6 +22,7 @@ import pandas as pd
 import tyro
 
 from analysis import figures
+from analysis.baseline import baseline_table
 from analysis.conclusions import answer, of_aggregate, sentences
 from analysis.design import NO_SKILL
 from analysis.measures import (
@@ -149,6 +150,7 @@ def report(args: Args) -> None:
         own |= {"evaluations": evaluations_table(study, floor), "noise": noise_table(study), "trend": trends}
         own |= {"bins": bins_table(study), "recovery": recovery_table(study), "costs": costs_table(study)}
         own |= {"equal_parameters": equal_parameters_table(study), "health": health_table(study)}
+        own |= {"baseline": baseline_table(study)}
         answers.append((study, answer(study, own["changes"], own["returns"], floor)))
         conclusions[study.label] = sentences(study, answers[-1][1], own, floor)
         for name, table in own.items():

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.no_skill import read_no_skill
+from analysis.no_skill import NoSkill, read_no_skill
 from evals import no_skill
 from prune_utils.basics import UserError
 
@@ -51,6 +51,11 @@ def test_every_action_and_random_play_get_a_row_and_those_of_other_games_stay(tm
     assert table.high.iloc[-1] == pytest.approx(71 + 4.302653 / 3**0.5, abs=1e-4) and table.distinct.iloc[-1] == 3
     found = read_no_skill(file)["PongNoFrameskip-v4"]
     assert (found.held["policy"], found.random["mean"], found.best) == ("LEFTFIRE", 11, 71)
+
+
+def test_the_floor_is_random_play_where_that_beats_every_held_action():
+    floor = NoSkill({"mean": 70.0, "high": 75.0}, {"mean": 50.0, "high": 55.0})
+    assert (floor.best, floor.ceiling) == (70, 75)
 
 
 def test_a_held_action_is_played_for_whole_games(tmp_path, monkeypatch, capsys):
