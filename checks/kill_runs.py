@@ -67,9 +67,7 @@ def await_moment(process: subprocess.Popen, folder: Path, patience: float, rng: 
     return "in a checkpoint" if part.exists() else "at work"
 
 
-def disturb(
-    words: list[str], folder: Path, kills: int, patience: float, rng: random.Random, number=signal.SIGKILL
-) -> list[tuple[int, str]]:
+def disturb(words: list[str], folder: Path, kills: int, patience: float, rng: random.Random) -> list[tuple[int, str]]:
     """Run a command until it ends by itself after so many kills; the step at which each process began and what ended it."""
     lives: list[tuple[int, str]] = []
     while not lives or lives[-1][1] != "finished":
@@ -82,10 +80,10 @@ def disturb(
             ):
                 time.sleep(0.005)
             doing = await_moment(process, folder, patience, rng)
-            process.send_signal(number)
+            process.kill()
         code = process.wait()
         resumed = RESUMED.search(log.read_text())
-        if code not in (0, -number, 128 + number):
+        if code not in (0, -signal.SIGKILL):
             raise SystemExit(f"error: exit {code} of {' '.join(words)}\n{log.read_text()}")
         lives.append((int(resumed[1].replace(",", "")) if resumed else 0, f"killed {doing}" if code else "finished"))
     return lives

@@ -34,6 +34,15 @@ SHORT = {
 SHORT = {algorithm: SMALL[algorithm] | {"eval_episodes": 0} | short for algorithm, short in SHORT.items()}
 
 
+WAITING = ("test_slurm", "a server that never answers", "a dead server", "without_a_server", "a_closed_terminal")
+"""parts of the names of tests that mostly wait"""
+
+
+def pytest_collection_modifyitems(items):
+    """One test process begins with the tests that wait, while the others keep the cores busy."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in WAITING))
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory, worker_id):
     """small_run(algorithm, name="a", **options): the run folder of a small run, for reading only.

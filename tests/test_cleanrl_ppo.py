@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import ppo_atari_prune as ppo
+from prune_utils.basics import derive_seed
 from prune_utils.games import AtariGames
 from tests.conftest import SHORT, rows
 
@@ -74,6 +75,7 @@ def test_ppo_learns_from_its_rollouts_what_cleanrl_does(target_kl, monkeypatch, 
     folder = ppo.train(args)
 
     epochs = 1 if target_kl else 2  # a KL divergence above the target ends the epochs of a rollout
+    assert {generator.initial_seed() for generator in orders} == {derive_seed(1, "minibatches")}
     assert len(orders) == 10 * epochs and len(learned) == 10 * epochs * 2
     explained = [float(row["value"]) for row in rows(folder / "curves.csv") if row["tag"] == "losses/explained_variance"]
     for k in range(10):

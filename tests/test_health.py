@@ -131,7 +131,7 @@ def test_a_shorter_run_measures_on_fewer_observations(total_timesteps, steps, mo
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
 def test_a_run_logs_its_health_at_the_three_moments(algorithm, small_run):
-    folder = small_run(algorithm)
+    folder = small_run(algorithm, prune_type="l1", prune_rate=0.5)
     scores, curves = summary(folder)["eval"], rows(folder / "curves.csv")
     logged = [float(row["value"]) for row in curves if row["tag"] == "health/effective_rank"]
     assert logged == [scores[moment]["health"]["effective_rank"] for moment in MOMENTS]
@@ -141,19 +141,19 @@ def test_a_run_logs_its_health_at_the_three_moments(algorithm, small_run):
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
 def test_a_longer_run_logs_it_every_tenth_too_and_trains_the_same_without(algorithm, tmp_path, monkeypatch):
-    monkeypatch.setattr("prune_utils.run.HEALTH_STEPS", 8000)
+    monkeypatch.setattr("prune_utils.run.HEALTH_STEPS", 1600)
     now, measure_health, spent = time.perf_counter, Run.measure_health, []
     monkeypatch.setattr(time, "perf_counter", lambda: now() + 100 * len(spent))  # each measurement takes 100 s
     monkeypatch.setattr(Run, "measure_health", lambda *args: spent.append(args) or measure_health(*args))
     script = SCRIPTS[algorithm]
-    options = {"num_envs": 8, "hidden_size": 8, "width": 0.25, "num_threads": 1, "precision": "fp32", "total_timesteps": 8000}
-    options |= {"learning_starts": 7900, "buffer_size": 400} if algorithm == "dqn" else {"num_steps": 100, "update_epochs": 1}
+    options = {"num_envs": 8, "hidden_size": 8, "width": 0.25, "num_threads": 1, "precision": "fp32", "total_timesteps": 1600}
+    options |= {"learning_starts": 400, "buffer_size": 400} if algorithm == "dqn" else {"num_steps": 20, "update_epochs": 1}
     folders = [
         script.train(script.Args(**options, runs_dir=str(tmp_path), run_name=f"games{games}", eval_episodes=games))
         for games in (1, 0)
     ]
     steps = [int(row["global_step"]) for row in rows(folders[0] / "curves.csv") if row["tag"] == "health/weight_norm"]
-    assert steps == [800, 1600, 2400, 3200, 4000, 4000, 4800, 5600, 6400, 7200, 8000]
+    assert steps == [160, 320, 480, 640, 800, 800, 960, 1120, 1280, 1440, 1600]
     assert (folders[0] / "model.pt").read_bytes() == (folders[1] / "model.pt").read_bytes()
     assert "health/" not in (folders[1] / "curves.csv").read_text()
     if algorithm == "ppo":  # every rollout ends at a tenth: its lap counts, and what is measured there does not

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 import random
 import zlib
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import zstandard
 
 from prune_utils import storage
+from prune_utils.run import load_checkpoint
 from tests.conftest import SCRIPTS, summary, weights
 
 NETWORKS = {"dqn": SCRIPTS["dqn"].QNetwork, "ppo": SCRIPTS["ppo"].Agent}
@@ -135,6 +137,15 @@ def test_a_packed_file_that_is_cut_short_or_altered_anywhere_is_refused():
 class Runs:
     def __reduce__(self):
         return (exec, ("raise SystemExit('it ran')",))
+
+
+def test_no_file_that_is_read_may_run_code(tmp_path):
+    torch.save(Runs(), tmp_path / "model.pt")
+    torch.save(Runs(), tmp_path / "prune_point.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        storage.load_weights(tmp_path)
+    with pytest.raises(OSError, match="is needed for forks"):
+        load_checkpoint(tmp_path / "prune_point.pt")
 
 
 @pytest.mark.parametrize(

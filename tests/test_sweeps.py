@@ -20,7 +20,7 @@ from checks import plan_sweep
 from prune_utils.basics import UserError, parse_options
 from prune_utils.run import CRITERIA, default_run_name
 from scripts import wandb_dashboard
-from tests.conftest import SCRIPTS, SHORT, SMALL, flags, summary
+from tests.conftest import SCRIPTS, SMALL, flags, summary
 from tests.test_resume import same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +73,24 @@ def process_of(name: str, deadline: float = 60) -> int:
             return int(found.stdout.split()[0])
         time.sleep(0.05)
     raise AssertionError(f"{name} was never started")
+
+
+def stubs(tmp_path: Path, *lines: str, faults: str = "") -> dict[str, str]:
+    """The environment of a sweep of two runs at a time whose plan is these lines, NAME DENSE_NAME [--until-cut].
+
+    A run leaves a prune_point.pt and, if it is not to stop at its cut, a summary.json. `faults` come first.
+    """
+    train, plan, commands = tmp_path / "train", tmp_path / "python", ["2 -"]
+    for line in lines:
+        name, dense, *to_cut = line.split()
+        commands.append(" ".join([name, dense, str(train), name, *to_cut]))
+    files = 'mkdir -p "$RUNS_DIR/$1"\n[[ -e $RUNS_DIR/$1/summary.json ]] || touch "$RUNS_DIR/$1/prune_point.pt"\n'
+    finish = '[[ ${2:-} == --until-cut ]] || touch "$RUNS_DIR/$1/summary.json"\n'
+    train.write_text(f"#!/usr/bin/env bash\n{faults}\n{files}{finish}")
+    plan.write_text("#!/usr/bin/env bash\n" + "".join(f"echo '{command}'\n" for command in commands))
+    for path in (train, plan):
+        path.chmod(0o755)
+    return {"PYTHON": str(plan), "RUNS_DIR": str(tmp_path / "runs")}
 
 
 # -------------------------------------------------------------------------------------------------------------- the list
@@ -335,10 +353,8 @@ def test_where_not_even_one_run_fits_the_sweep_says_what_is_needed_and_jobs_over
 
 
 # ----------------------------------------------------------------------------------------------------------------- sweeps
-@both
-def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of_runs_made_alone(
-    small_run, algorithm, tmp_path
-):
+def test_a_sweep_killed_again_and_again_finishes_every_run_once_with_the_bits_of_runs_made_alone(small_run, tmp_path):
+    algorithm = "dqn"  # whose checkpoints are the larger ones
     options = [*flags(SMALL[algorithm]), "--checkpoint-minutes=0.005"]
     words, environment = sweep(algorithm, *options, RATES="0.5", RUNS_DIR=str(tmp_path), JOBS="2")
     rng = random.Random(3)
@@ -398,56 +414,44 @@ def test_runs_of_a_killed_driver_go_on_and_a_second_sweep_waits_for_them_and_tra
     assert set(re.findall(r" at step ([\d,]+) of", logs)) == {f"{half:,}"}
 
 
-def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_runs_only_that_one_again(tmp_path):
-    options, environment = flags(SHORT["ppo"]), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
-    dry = run("ppo", *options, **environment, DRY_RUN="1").stdout
-    name = next(args.run_name for args in runs_of("ppo", dry) if args.prune_type == "l1")
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "thesis.tex").write_text("years of work")
-    done = run("ppo", *options, **environment)
-    assert done.returncode == 1 and f"failed {name} (exit 2, see {tmp_path / name}.log)\n" in done.stdout
+def test_a_run_that_fails_is_named_the_others_finish_and_the_same_command_tries_it_again(tmp_path):
+    environment = stubs(tmp_path, "d d --until-cut", "d d", "l d", "r d", faults="[[ $1 != l ]] || exit 2")
+    done = run("ppo", **environment)
+    assert done.returncode == 1 and f"failed l (exit 2, see {tmp_path}/runs/l.log)\n" in done.stdout
     assert "error: 1 of 3 runs failed" in done.stderr and done.stdout.count("finished ") == 2
-    (tmp_path / name / "thesis.tex").unlink()
-    again = run("ppo", *options, **environment)
-    assert again.returncode == 0 and again.stdout.count("finished ") == 3
-    logs = {log.name.removesuffix(".log"): log.read_text() for log in tmp_path.glob("*.log")}
-    assert {name for name, text in logs.items() if "is finished; --overwrite starts anew" not in text} == {name}
+    stubs(tmp_path, "d d --until-cut", "d d", "l d", "r d")
+    again = run("ppo", **environment)
+    assert again.returncode == 0 and again.stdout.count("finished ") == 3 and "paused" not in again.stdout
 
 
 def test_output_of_a_sweep_that_cannot_be_written_ends_no_training(tmp_path):
-    words, environment = sweep("ppo", *flags(SHORT["ppo"]), RATES="0.5", TYPES="l1", JOBS="1", RUNS_DIR=str(tmp_path))
+    words, environment = sweep("ppo", **stubs(tmp_path, "d d --until-cut", "d d", "l d"))
     with open("/dev/full", "w") as full:
         assert subprocess.run(words, env=environment, stdout=full, stderr=full, timeout=600).returncode == 0
-    assert len(list(tmp_path.glob("*/summary.json"))) == 2
+    assert len(list(tmp_path.glob("runs/*/summary.json"))) == 2
 
 
 def test_arms_of_a_dense_run_that_fails_are_named_and_not_started_and_other_seeds_finish(tmp_path):
-    options = flags(SHORT["ppo"])
-    environment = {"RATES": "0.5", "TYPES": "l1", "SEEDS": "1 2", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
-    words, sweep_environment = sweep("ppo", *options, **environment)
-    driver = subprocess.Popen(words, env=sweep_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    os.kill(process_of(f"__none__s1__.*--runs-dir {tmp_path} "), signal.SIGKILL)  # as the kernel does when memory is short
-    printed, errors = driver.communicate(timeout=600)
-    dense, arm = (next(iter(re.findall(rf"failed (\S+__{kind}__s1__\S+) ", printed)), "") for kind in ("none", "l1-0.5"))
-    assert driver.returncode == 1 and "error: 2 of 4 runs failed" in errors, printed + errors
-    assert f"failed {dense} (exit 137, see {tmp_path / dense}.log)\n" in printed
-    assert f"failed {arm} (not started: {tmp_path / dense} has no prune_point.pt" in printed and not (tmp_path / arm).exists()
-    assert sorted(re.findall(r"finished \S+prune__(.+?)__(s\d)__", printed)) == [("l1-0.5", "s2"), ("none", "s2")]
-    done = run("ppo", *options, **environment)
+    lines = "d1 d1 --until-cut", "d2 d2 --until-cut", "d1 d1", "a1 d1", "d2 d2", "a2 d2"
+    environment = stubs(tmp_path, *lines, faults="[[ $1 != d1 ]] || kill -9 $$")  # as the kernel does when memory is short
+    done, runs = run("ppo", **environment), tmp_path / "runs"
+    assert done.returncode == 1 and "error: 2 of 4 runs failed" in done.stderr, done.stdout + done.stderr
+    assert f"failed d1 (exit 137, see {runs}/d1.log)\n" in done.stdout
+    assert f"failed a1 (not started: {runs}/d1 has no prune_point.pt" in done.stdout and not (runs / "a1").exists()
+    assert sorted(re.findall(r"finished (\S+)", done.stdout)) == ["a2", "d2"]
+    stubs(tmp_path, *lines)
+    done = run("ppo", **environment)
     assert done.returncode == 0 and done.stdout.count("finished ") == 4, done.stdout + done.stderr
 
 
 def test_arms_of_a_dense_run_that_was_stopped_alone_do_not_wait_for_it_and_the_same_command_resumes(tmp_path):
-    options, matrix = flags(SMALL["ppo"] | {"eval_episodes": 0}), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
-    words, environment = sweep("ppo", *options, **matrix)
-    default = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731 # under nohup it is ignored
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    driver = subprocess.Popen(words, env=environment, preexec_fn=default, **pipes)
-    os.kill(process_of(f"__none__.*--runs-dir {tmp_path} "), signal.SIGHUP)
-    printed, errors = driver.communicate(timeout=300)
-    assert driver.returncode == 143 and "stopped: 3 of 3 runs are not finished" in errors, printed + errors
-    assert printed.count("has no prune_point.pt") == 2
-    done = run("ppo", *options, **matrix)
+    lines = "d d --until-cut", "d d", "l d", "r d"
+    environment = stubs(tmp_path, *lines, faults="exit 129")  # as after a hang-up
+    done = run("ppo", **environment)
+    assert done.returncode == 143 and "stopped: 3 of 3 runs are not finished" in done.stderr, done.stdout + done.stderr
+    assert "stopped d\n" in done.stdout and done.stdout.count("has no prune_point.pt") == 2
+    stubs(tmp_path, *lines)
+    done = run("ppo", **environment)
     assert done.returncode == 0 and done.stdout.count("finished ") == 3, done.stdout + done.stderr
 
 
@@ -471,16 +475,13 @@ def test_sigterm_ctrl_c_and_a_closed_terminal_let_the_run_write_its_checkpoint(n
 
 
 def test_finished_arms_need_no_prune_point_and_others_are_named_with_what_to_do(tmp_path):
-    options, environment = flags(SHORT["dqn"]), {"RATES": "0.5", "RUNS_DIR": str(tmp_path), "JOBS": "2"}
-    assert run("dqn", *options, **environment).returncode == 0
-    dense, l1, random_ = (next(tmp_path.glob(f"*__{arm}__*/summary.json")).parent for arm in ("none", "l1-0.5", "random-0.5"))
-    assert summary(l1)["agent_steps_run"] == summary(random_)["agent_steps_run"] == SHORT["dqn"]["total_timesteps"] // 2
-    (dense / "prune_point.pt").unlink(), (l1 / "summary.json").unlink()
-    again = run("dqn", *options, **environment)
-    assert again.returncode == 1
-    told = f"failed {l1.name} (not started: {dense} has no prune_point.pt; if it is finished, move it away to train it again)"
-    assert told in again.stdout and "paused" not in again.stdout
-    assert f"finished {random_.name}" in again.stdout and (random_ / "summary.json").exists()
+    environment, runs = stubs(tmp_path, "d d --until-cut", "d d", "l d", "r d"), tmp_path / "runs"
+    assert run("ppo", **environment).returncode == 0
+    (runs / "d" / "prune_point.pt").unlink(), (runs / "l" / "summary.json").unlink()
+    again = run("ppo", **environment)
+    told = f"failed l (not started: {runs}/d has no prune_point.pt; if it is finished, move it away to train it again)"
+    assert again.returncode == 1 and told in again.stdout and "paused" not in again.stdout
+    assert re.findall(r"finished (\S+)", again.stdout) in (["d", "r"], ["r", "d"])
 
 
 def test_the_file_for_wandb_agents_holds_the_ppo_matrix_in_words_that_the_script_takes():

@@ -142,13 +142,11 @@ def test_curves_hold_games_losses_and_the_cut_and_tensorboard_shows_the_same(alg
 
 @both
 def test_the_same_command_gives_the_same_bits_with_evaluation_and_without_and_another_seed_gives_others(algorithm, small_run):
-    options = {"prune_type": "l1", "prune_rate": 0.5}
-    first, again = small_run(algorithm, **options), small_run(algorithm, name="again", **options)
-    assert bits(first) == bits(again)
-    blind = small_run(algorithm, name="blind", eval_episodes=0, **options)
-    assert (blind / "model.pt").read_bytes() == (first / "model.pt").read_bytes()
-    assert not (blind / "eval.csv").exists() and summary(blind)["eval"] == {}
-    other = small_run(algorithm, name="other", eval_episodes=0, seed=2, **options)
+    options = SHORT[algorithm] | {"prune_type": "l1", "prune_rate": 0.5}
+    first, again = small_run(algorithm, "short", **options), small_run(algorithm, "again", **options)
+    assert bits(first) == bits(again) and not (first / "eval.csv").exists() and summary(first)["eval"] == {}
+    seen, other = (small_run(algorithm, "short", **options | changed) for changed in ({"eval_episodes": 1}, {"seed": 2}))
+    assert (seen / "model.pt").read_bytes() == (first / "model.pt").read_bytes() and (seen / "eval.csv").exists()
     assert (other / "model.pt").read_bytes() != (first / "model.pt").read_bytes()
 
 
@@ -172,23 +170,31 @@ def test_up_to_the_cut_the_arms_of_a_seed_are_the_same_run(algorithm, small_run)
     assert summary(arms[2])["pruned"] == 0 and summary(arms[2])["effective_prune_rate"] == 0
 
 
-@both
-@pytest.mark.parametrize(("prune_at", "share"), [(0.0, 0.0), (1.0, 1.0)])
-def test_a_cut_at_0_is_before_the_first_step_and_at_1_after_the_last(algorithm, prune_at, share, small_run):
+@pytest.mark.parametrize(("algorithm", "prune_at"), [("ppo", 0.0), ("dqn", 1.0)])
+def test_a_cut_at_0_is_before_the_first_step_and_at_1_after_the_last(algorithm, prune_at, small_run):
     more = {"dqn": {"tau": 0.5}, "ppo": {"anneal_lr": False, "target_kl": 1e-9, "clip_vloss": False}}
     options = {"prune_at": prune_at, "prune_scope": "global", "prune_rate": 0.3, "eval_episodes": 2} | more[algorithm]
-    folder = small_run(algorithm, f"at{share:g}", **(SHORT[algorithm] | options))
+    folder = small_run(algorithm, f"at{prune_at:g}", **(SHORT[algorithm] | options))
     total = summary(folder)["global_step"]
     games = rows(folder / "eval.csv")
-    assert [int(g["global_step"]) for g in games] == [int(share * total)] * 4 + [total] * 2
+    assert [int(g["global_step"]) for g in games] == [int(prune_at * total)] * 4 + [total] * 2
     assert len({g["seed"] for g in games}) == 6 and [g["episode"] for g in games] == ["0", "1"] * 3
     mean = sum(float(g["return"]) for g in games[4:]) / 2
     assert summary(folder)["eval"]["final"]["mean"] == mean and curve(folder, "eval/final_return") == [(total, mean)]
     zeros = sum(int((t == 0).sum()) for t in weights(folder).values())
     assert summary(folder)["pruned"] == round(0.3 * summary(folder)["total"]) <= zeros
-    assert [step for step, _ in curve(folder, "prune/sparsity")] == [int(share * total)]
-    if prune_at == 0.0:  # biases are born 0 in PPO, and its actor a hundred times smaller than its other layers
-        assert ("actor.weight" in summary(folder)["emptied"]) == (algorithm == "ppo")
+    assert [step for step, _ in curve(folder, "prune/sparsity")] == [int(prune_at * total)]
+    if algorithm == "ppo":  # at its start biases are 0, and the actor is a hundred times smaller than the other layers
+        assert "actor.weight" in summary(folder)["emptied"]
+        assert {value for _, value in curve(folder, "charts/learning_rate")} == {2.5e-4}  # --no-anneal-lr
+
+
+@both
+def test_a_cut_that_removes_nothing_changes_nothing(algorithm, small_run):
+    dense, cut = (
+        small_run(algorithm, "short", **SHORT[algorithm] | {"prune_type": kind, "prune_rate": 0.0}) for kind in ("none", "l1")
+    )
+    assert all(torch.equal(t, weights(cut)[name]) for name, t in weights(dense).items())
 
 
 def test_a_run_says_what_it_does_and_ends_with_its_scores_sparsity_bytes_and_folder(tmp_path, capsys):
@@ -250,6 +256,39 @@ def test_the_speed_of_a_run_is_that_of_its_learning_without_the_first_lap_after_
     assert [(each.steps, each.seconds) for each in again] == [(30, 5.0), (0, 0.0)]
     for each in (log, *again):
         each.close()
+
+
+def test_each_1000_steps_a_dqn_logs_its_last_update_and_the_epsilon_that_it_acted_with(tmp_path, monkeypatch):
+    dqn, told = SCRIPTS["dqn"], []
+    update = dqn.update
+
+    def update_and_keep(*arguments):
+        told.append(update(*arguments).tolist())
+        return torch.tensor(told[-1])
+
+    monkeypatch.setattr(dqn, "update", update_and_keep)
+    options = SHORT["dqn"] | {"total_timesteps": 1100, "learning_starts": 900, "exploration_fraction": 1.0, "cuda": False}
+    folder = dqn.train(dqn.Args(runs_dir=str(tmp_path), prune_type="none", **options))
+    (td_loss,), (q_values,), (epsilon,) = (
+        curve(folder, tag) for tag in ("losses/td_loss", "losses/q_values", "charts/epsilon")
+    )
+    assert [td_loss, q_values] == [(1000, loss) for loss in told[24]]  # (1000 - 900) / 4 = 25 updates
+    assert epsilon == (1000, pytest.approx(1 - 0.99 * 998 / 1100))  # of the step of 2 games from 998 on
+
+
+def test_without_a_terminal_a_line_each_minute_tells_step_speed_and_the_mean_of_the_last_games(tmp_path, monkeypatch, capsys):
+    now, config = [0.0], {"options": {"total_timesteps": 100_000, "track": False}}
+    for clock in ("perf_counter", "monotonic"):
+        monkeypatch.setattr(f"time.{clock}", lambda: now[0])
+    log = Log(tmp_path, config, None, None, 0, forked=False, check_folder=lambda: None)
+    log.recent_returns.extend([20.0, 50.0])
+    for seconds, step in ((10, 10_000), (61, 20_200), (90, 30_000), (121, 45_500)):
+        now[0] = seconds
+        log.progress(step, {}, learning=True)
+    log.close()
+    # 10,200 steps in 51 s, and 15,500 in 31 s
+    lines = ["step 20,200 of 100,000, 200 steps/s, return 35.0", "step 45,500 of 100,000, 500 steps/s, return 35.0"]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 @both
@@ -365,7 +404,8 @@ def test_the_source_in_a_run_folder_is_all_that_it_takes_to_train_the_same_netwo
 
     source = shutil.copytree(folder / "source", tmp_path / "elsewhere")
     options = SHORT[algorithm] | {"prune_rate": 0.5, "run_name": "r"}
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path).resolve() != ROOT]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     call = [sys.executable, source / f"{algorithm}_atari_prune.py", *flags(options)]
     done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and ("training on the CPU" in done.stderr) == (not torch.cuda.is_available()), done.stderr
@@ -382,11 +422,11 @@ def test_memory_does_not_grow_with_the_length_of_a_run(algorithm, tmp_path):
         subprocess.Popen(
             [sys.executable, str(ROOT / f"{algorithm}_atari_prune.py"), *flags(options | {"total_timesteps": t, "run_name": t})]
         )
-        for t in (1024, 12288)
+        for t in (1024, 6656)
     ]
     assert [run.wait() for run in runs] == [0, 0]
-    short, long = (summary(tmp_path / str(t))["time"]["peak_ram_bytes"] for t in (1024, 12288))
-    assert long < short + 4000 * 11264  # a frame kept of each further step would be 7056 bytes
+    short, long = (summary(tmp_path / str(t))["time"]["peak_ram_bytes"] for t in (1024, 6656))
+    assert long < short + 4000 * 5632  # a frame kept of each further step would be 7056 bytes
 
 
 def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
