@@ -63,6 +63,7 @@ def main() -> None:
         if not args.runs:
             raise UserError("RUN must be at least one run folder, got none")
         tables = [pd.read_csv(args.out)] if args.out.exists() else []
+        check(all({"algorithm", "seed"} <= set(table) for table in tables), "out", "be a table of this program", args.out)
         tables += [read(folder) for folder in args.runs]
         latest = {key: games for table in tables for key, games in table.groupby(["algorithm", "seed"])}
         text = pd.concat([latest[key] for key in sorted(latest)]).to_csv(index=False, lineterminator="\n")

@@ -528,7 +528,7 @@ class Run:
     def on_signal(self, number: int, _frame) -> None:
         if self.signal is None:
             self.signal, self.signal_at = signal.Signals(number), time.monotonic()
-            message = f"\n{self.signal.name}: stops at the next safe point; another signal, a second later, ends it at once\n"
+            message = f"\n{self.signal.name}: stops at the next safe point; another, or the same a second later, kills it\n"
             with suppress(OSError, ValueError, AttributeError):  # and no print, which may be at work just now
                 os.write(sys.stderr.fileno(), message.encode())
             for other in self.handlers.keys() - {number}:

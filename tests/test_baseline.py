@@ -75,10 +75,12 @@ def test_a_run_that_is_not_whole_or_of_another_design_is_refused_in_one_line(tmp
         ([], "error: RUN must be at least one run folder, got none"),
         (["{tmp}/nowhere"], "error: RUN must be the folder of a run of CleanRL, got {tmp}/nowhere"),
         (["{tmp}"], "error: RUN must be the folder of a run of CleanRL, got {tmp}"),
+        (["{tmp}", "--out", "{tmp}/other.csv.gz"], "error: --out must be a table of this program, got {tmp}/other.csv.gz"),
         (["{tmp}", "--out", "{tmp}/cleanrl.csv"], "error: --out must end in .csv.gz, got {tmp}/cleanrl.csv"),
     ],
 )
 def test_a_wrong_call_is_refused_in_one_line(tmp_path, monkeypatch, capsys, words, said):
+    pd.DataFrame({"a": [1]}).to_csv(tmp_path / "other.csv.gz")
     with pytest.raises(SystemExit) as end:
         take(monkeypatch, tmp_path / "cleanrl.csv.gz", *(word.format(tmp=tmp_path) for word in words))
     assert end.value.code == 2 and capsys.readouterr().err == f"{said.format(tmp=tmp_path)}\n"
