@@ -5,10 +5,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from checks import faults, same_bits
+from checks import faults, rounding, same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = r"""
@@ -68,6 +69,15 @@ def test_each_check_explains_itself_and_its_options(monkeypatch, capsys, name):
         runpy.run_module(f"checks.{name}", run_name="__main__")
     text = " ".join(capsys.readouterr().out.split())
     assert end.value.code in (0, None) and f"python -m checks.{name}" in text
+
+
+def test_networks_that_round_differ_from_fp32_as_those_in_bf16_do(capsys):
+    rounding.main(rounding.Options(num_steps=8))
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    errors = {name: [float(cell) for cell in cells] for name, *cells in rows[1:13]}
+    assert len(errors) == 12 and all(0 < error < 0.5 for row in errors.values() for error in row)
+    deviations = [[float(pair.split(", ")[1]) for pair in cells] for _, *cells in rows[-4:]]
+    assert 0 < deviations[0][0] < 0.01 and np.allclose(deviations[0], deviations[2], rtol=0.5)  # acting, from fp32
 
 
 def test_runs_that_are_killed_and_forked_end_in_the_bits_of_those_that_were_not(tmp_path, capsys, monkeypatch):
