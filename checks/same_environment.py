@@ -1,4 +1,4 @@
-"""Does checks.train_on_wrappers play CleanRL's environment? Compare all that both show under the same random actions.
+"""Does checks.train_on_wrappers play CleanRL's environment? Compare what both show under the same random actions.
 
     python -m checks.same_environment --cleanrl DIR --cleanrl-python PATH
 

@@ -2,8 +2,10 @@
 
     python -m checks.train_on_wrappers --prune-type none --precision fp32
 
-The run can't be resumed. Its evaluations play the script's own games.
+The run can't be resumed. Its evaluations play the script's own games. Its folder is named after ppo_on_wrappers.
 """
+
+from dataclasses import replace
 
 import ale_py
 import cv2
@@ -68,4 +70,5 @@ class WrappedGames(AtariGames):
 if __name__ == "__main__":
     with exit_codes():
         ppo_atari_prune.AtariGames = WrappedGames
-        ppo_atari_prune.train(parse_options(ppo_atari_prune.Args, __doc__))
+        options = parse_options(ppo_atari_prune.Args, __doc__)
+        ppo_atari_prune.train(replace(options, exp_name="ppo_on_wrappers"))

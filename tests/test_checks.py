@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from checks import faults, rounding, same_bits
+from checks import faults, first_million, rounding, same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = r"""
@@ -71,6 +72,13 @@ def test_each_check_explains_itself_and_its_options(monkeypatch, capsys, name):
     assert end.value.code in (0, None) and f"python -m checks.{name}" in text
 
 
+def test_rounding_keeps_8_significant_bits_of_values_and_gradients():
+    x = torch.tensor([1 + 1 / 256, 1 + 3 / 256], requires_grad=True)  # halfway between multiples of 1/128: the even one
+    y = rounding.Rounded.apply(x)
+    y.backward(torch.tensor([1 + 3 / 256, 1 + 1 / 256]))
+    assert y.tolist() == [1, 1 + 1 / 64] and x.grad.tolist() == [1 + 1 / 64, 1]
+
+
 def test_networks_that_round_differ_from_fp32_as_those_in_bf16_do(capsys):
     rounding.main(rounding.Options(num_steps=8))
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
@@ -78,6 +86,13 @@ def test_networks_that_round_differ_from_fp32_as_those_in_bf16_do(capsys):
     assert len(errors) == 12 and all(0 < error < 0.5 for row in errors.values() for error in row)
     deviations = [[float(pair.split(", ")[1]) for pair in cells] for _, *cells in rows[-4:]]
     assert 0 < deviations[0][0] < 0.01 and np.allclose(deviations[0], deviations[2], rtol=0.5)  # acting, from fp32
+
+
+def test_the_quarters_of_the_first_million_are_those_that_a_run_ended():
+    steps = np.arange(1000, 745_001, 1000)  # stops just before the end of the third
+    run = pd.DataFrame({"global_step": steps, "episodic_return": np.ceil(steps / 250_000)})
+    assert first_million.quarters(run)[:2] == [1, 2] and np.isnan(first_million.quarters(run)[2:]).all()
+    assert first_million.quarters(run.replace(745_000, 749_000))[2] == 3
 
 
 def test_runs_that_are_killed_and_forked_end_in_the_bits_of_those_that_were_not(tmp_path, capsys, monkeypatch):
