@@ -69,6 +69,6 @@ class WrappedGames(AtariGames):
 
 if __name__ == "__main__":
     with exit_codes():
-        ppo_atari_prune.AtariGames = WrappedGames
         options = parse_options(ppo_atari_prune.Args, __doc__)
+        ppo_atari_prune.AtariGames = WrappedGames
         ppo_atari_prune.train(replace(options, exp_name="ppo_on_wrappers"))
