@@ -16,7 +16,7 @@ import pandas as pd
 import tyro
 
 from analysis.design import CLEANRL
-from analysis.paired import welch_interval
+from analysis.paired import binned, welch_interval
 from prune_utils.basics import check, exit_codes, write_atomically
 from prune_utils.run import read_config
 
@@ -37,15 +37,17 @@ class Args:
 
 def games(folder: Path, program: str) -> pd.DataFrame:
     """The training games of a run, up to the last quarter's end."""
-    curves = pd.read_csv(next(folder.glob("curves.csv*"))).rename(columns={"value": "episodic_return"})
+    config, files = read_config(folder), [*folder.glob("curves.csv*")]
+    check(bool(config and files), "runs", "be run folders", folder)
+    curves = pd.read_csv(files[0]).rename(columns={"value": "episodic_return"})
     rows = curves[(curves.tag == "charts/episodic_return") & (curves.global_step <= ENDS[-1])]
-    return rows.assign(program=program, seed=read_config(folder)["options"]["seed"]).drop(columns="tag")
+    return rows.assign(program=program, seed=config["options"]["seed"]).drop(columns="tag")
 
 
 def quarters(run: pd.DataFrame) -> list[float]:
     """Mean return in each quarter; nan where the run did not reach the quarter's end."""
-    means = run.groupby(np.searchsorted(ENDS, run.global_step)).episodic_return.mean().reindex(range(len(ENDS)))
-    return list(means.where(run.global_step.max() > ENDS - 5000))
+    means = binned(run.global_step, run.episodic_return, 0, ENDS[-1], len(ENDS))
+    return list(np.where(run.global_step.max() > ENDS - 5000, means, np.nan))  # 8 games end more often than each 5,000 steps
 
 
 def main(args: Args) -> None:

@@ -17,6 +17,7 @@ import gymnasium as gym
 import tyro
 
 from checks.train_on_wrappers import make_env
+from prune_utils.basics import check, exit_codes
 
 
 @dataclass
@@ -59,6 +60,7 @@ print(play(make_env({env_id!r}, 0, False, "")(), {steps}))
 
 
 def main(args: Args) -> int:
+    check((args.cleanrl / "cleanrl" / "ppo_atari.py").is_file(), "cleanrl", "be a checkout of CleanRL", args.cleanrl)
     gym.register_envs(ale_py)
     ours = play(make_env(args.env_id), args.steps)
     program = inspect.getsource(play) + CLEANRL.format(env_id=args.env_id, steps=args.steps)
@@ -69,4 +71,5 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Args, prog="python -m checks.same_environment", description=__doc__)))
+    with exit_codes():
+        sys.exit(main(tyro.cli(Args, prog="python -m checks.same_environment", description=__doc__)))
