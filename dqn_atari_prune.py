@@ -232,8 +232,8 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
     """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none` and structured types.
 
     What earlier `masks` pruned stays pruned. The criterion chooses from the rest until round(rate * n) entries of each tensor
-    are pruned; scope `erk` takes the rates from erk_rates. `global` ranks all tensors together by magnitude; `random` then
-    removes as many of each as `l1` would. Made on contiguous fp32 copies on the CPU: the same on every device.
+    are pruned. With scope `erk` the rates are those of erk_rates. With `global`, l1 ranks all tensors together, and random
+    removes as many entries of each tensor as l1 would. Made on contiguous fp32 copies on the CPU: the same on every device.
     """
     if prune_type == "none" or prune_type.endswith("-structured"):
         return {}
@@ -301,11 +301,11 @@ AGE, ACTION, REWARD, TERMINATION, TRUNCATION = range(5)  # columns of the metada
 
 
 class ReplayBuffer:
-    """A ring of single frames; stacks are put together when they are sampled. The games take turns: slot p is followed by
-    p + num_envs of the same game.
+    """A ring of single frames; stacks are put together when they are sampled. The games take turns: slot p is followed by p +
+    num_envs of the same game.
 
-    A slot holds the newest frame of an observation and its metadata: age (frames of the game before it, up to 3, since the
-    stack reaches no further back), and what followed: action, clipped reward, termination (of a life too), truncation.
+    A slot holds the newest frame of an observation, its age and what followed it. Age: how many frames of its game came before
+    it, at most 3, as a stack needs. What followed: action, clipped reward, termination (of a life too), truncation.
     """
 
     def __init__(self, buffer_size: int, obs: torch.Tensor, device: torch.device | str):

@@ -244,8 +244,8 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
     """Float masks, 0 where an entry is pruned, by torch.nn.utils.prune; an empty dictionary for `none` and structured types.
 
     What earlier `masks` pruned stays pruned. The criterion chooses from the rest until round(rate * n) entries of each tensor
-    are pruned; scope `erk` takes the rates from erk_rates. `global` ranks all tensors together by magnitude; `random` then
-    removes as many of each as `l1` would. Made on contiguous fp32 copies on the CPU: the same on every device.
+    are pruned. With scope `erk` the rates are those of erk_rates. With `global`, l1 ranks all tensors together, and random
+    removes as many entries of each tensor as l1 would. Made on contiguous fp32 copies on the CPU: the same on every device.
     """
     if prune_type == "none" or prune_type.endswith("-structured"):
         return {}
@@ -333,8 +333,8 @@ def mean_entropy(logits: torch.Tensor) -> torch.Tensor:
 def compute_gae(rewards, values, terminations, next_value, gamma: float, gae_lambda: float) -> torch.Tensor:
     """Generalised advantage estimation (https://arxiv.org/abs/1506.02438), (num_steps, num_envs).
 
-    terminations[t]: step t ended a life or a game, or hit the time limit; nothing after it counts. next_value (num_envs,) is
-    the value of the observation after the last step. values + advantages are the returns that the critic is trained on.
+    `terminations[t]`: step t ended a life or a game, or hit the time limit; nothing after it counts. `next_value` (num_envs,)
+    is the value of the observation after the last step. `values` + advantages are the returns that the critic is trained on.
     """
     nonterminal = 1.0 - terminations.float()
     deltas = rewards + gamma * torch.cat([values[1:], next_value[None]]) * nonterminal - values

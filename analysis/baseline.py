@@ -9,11 +9,11 @@ from analysis.measures import interval
 from analysis.studies import Study
 
 MARKS = {"quarter": 0.25, "half": 0.5}
-"""marks, as shares of the agent steps; each averages the twentieth of the steps that ends there"""
+"""points of the training, as shares of its agent steps; each stands for the twentieth of the steps that ends there"""
 
 
 def cleanrl_games(study: Study) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Agent steps and returns of the training games of each of CleanRL's runs; none beside a study that was not declared."""
+    """Agent steps and returns of the training games of CleanRL's runs; none beside a study that is not the declared one."""
     if not (study.declares and CLEANRL.is_file()):
         return []
     table = pd.read_csv(CLEANRL)

@@ -51,9 +51,9 @@ PPO = {
     "target_kl": None,
 }
 DESIGN = {"dqn": COMMON | DQN, "ppo": COMMON | PPO}
-"""the scripts' defaults, machine and seed apart; an option that a run of an earlier version does not have had this value"""
+"""the scripts' defaults, but for machine and seed; where a run of an earlier version lacks an option, its value was this one"""
 MEASURING = {"eval_episodes"}
-"""options that change how well a run is measured, and nothing about its training: they split no study"""
+"""options that change how well a run is measured but not its training, so runs of one study may differ in them"""
 DECLARED = "l1-0.5"
 """the arm of each algorithm that is declared; every other comparison is exploratory"""
 QUANTITIES = {"after_cut": "return after the cut", "late": "late return", "final": "final network", "shock": "shock"}
@@ -63,17 +63,17 @@ BINS = 10
 MARGIN = 0.10
 """the share of the dense return that the declared arm may lose and still be called not worse"""
 MIN_SEEDS = 3
-"""seeds from which on there is an answer"""
+"""the fewest seeds that give an answer"""
 PLANNED = {"dqn": 3, "ppo": 6}
-"""seeds of the declared study: its answer is that of all of them, and one of fewer is called so far"""
+"""seeds of the declared study; an answer of fewer is called so far"""
 CONTROLS = 0.9
-"""from this rate on an arm is no part of a trend, and a plain cut is a positive control: it shows that a loss can be seen"""
+"""from this rate on, an arm is left out of trends; a plain cut is a positive control, which shows that a loss can be seen"""
 EQUAL = 0.02
 """share of the dense parameters by which arms of equal size may differ"""
 HELD = 0.95
-"""from this share of its commonest action on an evaluation is called a held action"""
+"""from this share of its commonest action on, an evaluation is called a held action"""
 FEW_DISTINCT, OF_GAMES = 0.85, 50
-"""an evaluation whose actions were not recorded is marked if it has a smaller share of distinct games, of so many or more"""
+"""an evaluation without recorded actions is marked if it has OF_GAMES games or more and a smaller share of them is distinct"""
 NO_SKILL = Path(__file__).resolve().parents[1] / "results" / "no_skill.csv"
 """what python -m evals.no_skill measured"""
 CLEANRL = NO_SKILL.with_name("cleanrl.csv.gz")

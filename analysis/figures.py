@@ -1,6 +1,6 @@
 """The figures of a report: return and change over time and against rate, curves, sparsity, bytes, speed.
 
-Rates are told apart by brightness, marker and dashes, criteria by colour, marker and place, so that all can be read in grey.
+Rates differ in brightness, marker and dashes; criteria in colour, marker and place. So all figures can be read in grey.
 """
 
 import math
@@ -58,7 +58,7 @@ HEALTH = {
 
 
 def draw(studies: list[Study], out: Path, window: int, no_skill: dict[str, NoSkill]) -> list[str]:
-    """All figures, into a folder; which are left out, and why."""
+    """Draw all figures into a folder. Returns which are left out, and why."""
     styles, left_out = shades(studies), []
     with plt.rc_context(STYLE):
         measured = [study for study in studies if any(len(arm.quantity("after_cut")) for arm in study.arms)]
@@ -104,7 +104,7 @@ def draw(studies: list[Study], out: Path, window: int, no_skill: dict[str, NoSki
 
 
 def save(figure, out: Path, name: str) -> None:
-    """As PNG and SVG, the same bytes for the same numbers."""
+    """Save as PNG and SVG. The same numbers give the same bytes."""
     figure.savefig(out / f"{name}.png")
     figure.savefig(out / f"{name}.svg", metadata={"Date": None})
     plt.close(figure)
@@ -127,7 +127,7 @@ def facet_per_study(studies: list[Study], height: float = 3.3, width: float = 5.
 
 
 def facet_per_criterion(study: Study, criteria: list[str], rows: int = 1):
-    """A figure with a column per criterion, and its axes; many are narrow, for a page shows some 14 inches legibly."""
+    """A figure with a column per criterion, and its axes. Many columns are narrow: a page shows about 14 inches legibly."""
     width = min(5.2, 14 / len(criteria)) if len(criteria) > 1 else 7
     figure, axes = facets(len(criteria), rows, 3.4 if rows == 1 else max(1.7, width / 2), width)
     figure.suptitle(fill(study.label, 60), fontsize=STYLE["axes.titlesize"])
@@ -157,8 +157,10 @@ def same_scale(row: list) -> None:
 
 
 def cut_long_intervals(row: list) -> None:
-    """One scale for axes: that of their means and dots, and as much again on both sides at most. Few seeds have intervals that
-    are many times as long: their ends leave the figure."""
+    """Give axes one scale: that of their means and dots, and at most as much again on both sides.
+
+    With few seeds an interval can be many times as long. Its ends then leave the figure.
+    """
     caps = {cap for ax in row for bars in ax.containers for cap in bars[1]}
     lines = [line for ax in row for line in ax.lines if line not in caps and line.get_label() != "cut"]  # that one is upright
     values = np.array([y for line in lines for y in line.get_ydata()], float)
@@ -172,7 +174,7 @@ def cut_long_intervals(row: list) -> None:
 
 
 def legend_below(figure, most: int = 8) -> None:
-    """One legend for the whole figure, under it: rates in their order, whichever facet has them."""
+    """One legend below the whole figure, with rates in their order, whichever facet has them."""
     handles = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     rates = {label: float(label.removeprefix("rate ")) for label in handles if label.startswith("rate ")}
     labels = sorted(handles, key=lambda label: rates.get(label, 1 if label == "cut" else -1))
@@ -183,7 +185,7 @@ def legend_below(figure, most: int = 8) -> None:
 
 
 def shades(studies: list[Study]) -> dict[float | str, dict]:
-    """Colour, marker and dashes of each rate in a report: the higher the rate the lighter, dense in black; of A/A arms too."""
+    """Colour, marker and dashes of each rate and of A/A arms: dense is black, and higher rates are lighter."""
     rates = sorted({arm.rate for study in studies for arm in study.arms if arm.rate})
     colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, max(len(rates), 1)))
     looks = zip(rates, colours, cycle(RATE_MARKERS), cycle(RATE_DASHES), strict=False)
@@ -193,12 +195,15 @@ def shades(studies: list[Study]) -> dict[float | str, dict]:
 
 
 def moved(ax, points: float):
-    """Data coordinates that many points further right."""
+    """Data coordinates, shifted right by so many points."""
     return ax.transData + ScaledTranslation(points / 72, 0, ax.figure.dpi_scale_trans)
 
 
 def with_interval(ax, x: float, interval, dots, style: dict, points: float = 0.0) -> None:
-    """A mean with its interval, that many points right of x, and left of it one dot per seed; one seed alone is its mean."""
+    """Draw a mean with its interval, shifted right of x by so many points, and one dot per seed left of it.
+
+    One seed alone has only its mean.
+    """
     mean, low, high = interval
     if len(dots) > 1:
         beside = moved(ax, points - 4.5)
@@ -211,7 +216,7 @@ def with_interval(ax, x: float, interval, dots, style: dict, points: float = 0.0
 
 
 def position(study: Study, arm: Arm) -> float:
-    """Where an arm stands on the axis of rates; a smaller dense network where a pruned one has as many parameters."""
+    """Where an arm stands on the axis of rates. A small dense network stands where a pruned one has as many parameters."""
     if arm.kind != "small" or not study.dense:
         return arm.rate
     dense, small = study.dense.all_runs[0], arm.all_runs[0]
@@ -226,7 +231,7 @@ def floor(ax, study: Study, no_skill: dict[str, NoSkill]) -> None:
 
 
 def looks(study: Study) -> dict[str, dict]:
-    """Colour and marker of each criterion: those of its kind, but another marker for its variants."""
+    """Colour and marker of each criterion. A variant has the colour of its criterion and another marker."""
     styles, spare, kinds = {}, cycle("vP<>*"), set()
     for criterion, kind in dict.fromkeys((arm.criterion, arm.kind) for arm in study.arms):
         styles[criterion] = {"color": COLOURS[kind], "marker": next(spare) if kind in kinds else MARKERS[kind]}
@@ -241,9 +246,9 @@ def fill_of(study: Study, arm: Arm, seeds: int) -> dict[str, str]:
 
 
 def scatter_by_rate(study: Study, ax, measure, line: bool) -> None:
-    """Interval and dots (what `measure` makes of an arm) against rate; arms of one rate stand side by side.
+    """Interval and dots (what `measure` makes of an arm) against rate. Arms of one rate stand side by side.
 
-    The line is through the means of arms that have all seeds of dense.
+    The line connects the means of arms that have all seeds of dense.
     """
     criteria, styles = list(dict.fromkeys(arm.criterion for arm in study.arms if arm.rate)), looks(study)
     lanes = {criterion: 5.0 * (k - (len(criteria) - 1) / 2) for k, criterion in enumerate(criteria)}  # points
@@ -266,7 +271,10 @@ def scatter_by_rate(study: Study, ax, measure, line: bool) -> None:
 
 
 def headline(study: Study, out: Path, no_skill: dict[str, NoSkill]) -> None:
-    """Return over the training of dense and declared arm (of all, where that is missing), and the paired change below it."""
+    """Above, the training return of dense and the declared arm; below, its paired change.
+
+    Where there is no declared arm, all arms are drawn.
+    """
     declared = study.arm(DECLARED)
     shown = [declared] if declared else [arm for arm in study.arms if arm.rate]
     shown = [arm for arm in study.arms if arm in shown or arm.kind in ("none", "A/A")]
@@ -351,7 +359,7 @@ SIZES = {
 
 
 def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
-    """Return after the cut against what a cut or a small network saves, a row per study; none where all have one size."""
+    """Return after the cut against what a cut or a small network saves, a row per study that has such arms."""
     studies = [study for study in studies if any(arm.kind == "small" or "structured" in arm.kind for arm in study.arms)]
     if not studies:
         return
@@ -376,7 +384,7 @@ def size(studies: list[Study], out: Path, no_skill: dict[str, NoSkill]) -> None:
 
 
 def share(arm: Arm, quantity: str):
-    """Change with its interval, and one of each seed; None where it is no share of the dense mean or there is no pair."""
+    """A change with its interval, and the change of each seed; None where it is no share of dense, or without a pair."""
     scores, dense = arm.contrast(quantity)
     if not len(scores) or dense.mean() <= 0 or not arm.shares:
         return None
@@ -423,7 +431,7 @@ def moments(studies: list[Study], styles: dict, out: Path, no_skill: dict[str, N
 
 
 def sampled(rows: tuple[np.ndarray, np.ndarray] | None, end: int, window: int) -> np.ndarray:
-    """Mean of the last `window` of the rows (steps, values), from half of them on, at GRID points; nan before the first."""
+    """Mean of the last `window` rows (steps, values) at GRID points, of at least half a window; nan before that."""
     if rows is None:
         return np.full(GRID, np.nan)
     steps, values = rows
@@ -433,7 +441,7 @@ def sampled(rows: tuple[np.ndarray, np.ndarray] | None, end: int, window: int) -
 
 
 def mean_curve(arm: Arm, tag: str, window: int) -> np.ndarray:
-    """Mean over the seeds of an arm, of its runs in each, where all of them have a value."""
+    """Mean over the seeds of an arm, and over the runs of each seed, at points where all of them have a value."""
     curves = [[sampled(run.curves.get(tag), run.summary["global_step"], window) for run in runs] for runs in arm.runs.values()]
     return np.mean([np.mean(of_seed, axis=0) for of_seed in curves], axis=0)
 
@@ -450,7 +458,7 @@ def steps_axis(ax, study: Study) -> None:
 
 
 def with_curves(study: Study) -> list[Arm]:
-    """The arms whose curves are drawn: those with at least half as many seeds as any other, so that means can be compared."""
+    """The arms whose curves are drawn: those with at least half as many seeds as any other, so that means compare."""
     arms = [arm for arm in study.arms if arm.kind != "small"]
     most = max((len(arm.runs) for arm in arms), default=0)
     return [arm for arm in arms if 2 * len(arm.runs) >= most]
@@ -459,10 +467,10 @@ def with_curves(study: Study) -> list[Arm]:
 def curves(
     study: Study, styles: dict, tags: dict[str, str], out: Path, name: str, window: int, no_skill: dict[str, NoSkill] | None
 ) -> bool:
-    """A row of facets per tag, a column per criterion, of the arms of `with_curves`, the A/A arms in each; False where there is
-    nothing to draw.
+    """A row of facets per tag and a column per criterion, with the arms of `with_curves`, A/A in each. False if nothing is
+    drawn.
 
-    Returns have the lines of no skill; losses (no_skill is None) have the values themselves too, faint.
+    Returns have the lines of no skill. Losses (no_skill is None) also have the raw values, drawn faintly.
     """
     arms_shown, raw = with_curves(study), no_skill is None
     columns = {name: [arm for arm in arms if arm in arms_shown] for name, arms in study.by_criterion().items()}
@@ -516,9 +524,9 @@ def sparsity(studies: list[Study], styles: dict, out: Path) -> bool:
 
 
 def crossing(sparsity, ratios) -> float | None:
-    """The sparsity from which on a ratio stays below 1, in straight lines between those measured; None if it ends above.
+    """The sparsity from which on a ratio stays below 1, interpolated linearly; None if it ends above 1.
 
-    Where all ratios are below 1 it is the least sparsity that was measured.
+    If all ratios are below 1, it is the least sparsity that was measured.
     """
     sparsity, ratios = np.asarray(sparsity), np.asarray(ratios)
     above = np.flatnonzero(ratios >= 1)

@@ -27,7 +27,7 @@ def interval(prefix: str, ends) -> dict[str, float]:
 
 
 def against(prefix: str, scores: np.ndarray, references: np.ndarray, shares: bool, level: float = paired.LEVEL) -> dict:
-    """Mean paired difference in points and, with `shares`, of the mean reference; nothing without pairs."""
+    """Mean paired difference in points and, with `shares`, as a share of the mean reference; empty without pairs."""
     if not len(scores):
         return {}
     nothing = np.full(3, np.nan)
@@ -37,10 +37,11 @@ def against(prefix: str, scores: np.ndarray, references: np.ndarray, shares: boo
 
 # ---------------------------------------------------------------------------------------------------------------- returns
 def comparisons(study: Study) -> tuple[list[dict], list[dict], list[dict]]:
-    """The rows of the changes against dense, of the trends, and of the variants against a plain cut.
+    """The rows of three tables: changes against dense, trends, and variants against a plain cut.
 
-    The exploratory changes and the trends together have simultaneous intervals, and so have the positive controls, and the
-    variants: families of their own, so that comparing variants with plain cuts widens no interval against dense.
+    Simultaneous intervals are made within a family. The exploratory changes and the trends are one family, the positive
+    controls are another, and the variants a third. So comparing variants with plain cuts does not widen the intervals against
+    dense.
     """
     changes, trends = changes_table(study, study.arms, QUANTITIES), trend_table(study)
     variants = changes_table(study, study.variants, [name for name in QUANTITIES if name != "shock"])
@@ -58,7 +59,7 @@ def comparisons(study: Study) -> tuple[list[dict], list[dict], list[dict]]:
 
 
 def changes_table(study: Study, arms: list[Arm], quantities: Iterable[str]) -> list[dict]:
-    """Arms against their twins in these quantities of the design; scores and references are of the return after the cut."""
+    """Each arm against its twins in these quantities. `scores` and `references` are the pairs of the return after the cut."""
     rows = []
     for arm in arms:
         contrasts = {quantity: arm.contrast(quantity) for quantity in quantities}
@@ -92,9 +93,10 @@ def returns_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
 
 
 def evaluations_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
-    """Every evaluation: how many of its games are distinct, the share of its commonest action, and what that says.
+    """Every evaluation: how many of its games are distinct, the share of its commonest action, and what these two say.
 
-    Until the end the dense runs of a seed have one network, and pruned arms have it before the cut: it is counted once.
+    The dense runs of a seed are one network until training goes on after the cut, and the pruned arms are it until they are
+    cut. That network is counted once.
     """
     rows = []
     for arm in study.arms:
@@ -145,9 +147,9 @@ def changes_by_bin(arm: Arm) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray],
 
 
 def recovery_table(study: Study) -> list[dict]:
-    """How long each arm took to be at its level before the cut again: of the seeds that had the games to tell.
+    """How long each arm took to come back to its level before the cut, over the seeds with enough games to tell.
 
-    A seed has the mean over its runs, so it is never back where one of them is not.
+    A seed has the mean over its runs, so it is never back if one of them is not.
     """
     rows = []
     for arm in study.arms:
@@ -167,9 +169,11 @@ def recovery_table(study: Study) -> list[dict]:
 
 
 def trend_table(study: Study) -> list[dict]:
-    """Slope of the return after the cut over the rate, dense included, for each criterion, without the rates from CONTROLS on.
+    """The slope of the return after the cut over the rate, per criterion; dense has rate 0, rates from CONTROLS on are left
+    out.
 
-    Its rates are those, at least two, that the most seeds have in common; of equals, the larger set of rates.
+    The rates are those, at least two, that the largest number of seeds have in common. Of two sets with as many seeds, the
+    larger set of rates is taken.
     """
     rows = []
     for criterion, arms in study.by_criterion().items():
@@ -192,10 +196,10 @@ def trend_table(study: Study) -> list[dict]:
 
 
 def noise_table(study: Study) -> list[dict]:
-    """Standard deviation between seeds of arm - (1 - MARGIN) * dense, which the declared test is of, and the test's power.
+    """How far arm - (1 - MARGIN) * dense deviates between seeds, and the power that this gives the declared test.
 
-    It is that of the declared pairs and, pooled over arms below the controls in shares of the mean of each, what other runs
-    tell of it; a row per source. A cut at rate 0 is dense, and no arm here.
+    There is a row per source. The first is the declared pairs themselves. The others are those of `paired.run_deviation`,
+    pooled over all arms below CONTROLS, each in shares of its mean. A cut at rate 0 removes nothing, so it is no arm here.
     """
     arms = [arm for arm in study.arms if arm.kind == "none" or 0 < arm.rate < CONTROLS]
     values, of_arms, of_seeds = [], [], []
@@ -228,7 +232,7 @@ def noise_table(study: Study) -> list[dict]:
 
 
 def aggregate_table(studies: list[Study]) -> list[dict]:
-    """Interquartile mean over several games of the change of the return after the cut; seeds are the sample, as clusters."""
+    """Interquartile mean over several games of the change of the return after the cut. Seeds are the sample, as clusters."""
     families: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     left_out: dict[tuple[str, str], list[str]] = {}
     for study in studies:
@@ -277,7 +281,7 @@ def costs_table(study: Study) -> list[dict]:
 
 
 def alike(sizes: dict[Arm, float], apart: float) -> list[list[Arm]]:
-    """Arms by size, in groups: in each, none is more than `apart` larger than the smallest."""
+    """Groups of arms by size: in a group, none is more than `apart` larger than the smallest."""
     groups: list[list[Arm]] = []
     for arm in sorted(sizes, key=sizes.get):
         if not groups or sizes[arm] - sizes[groups[-1][0]] > apart:
@@ -287,7 +291,10 @@ def alike(sizes: dict[Arm, float], apart: float) -> list[list[Arm]]:
 
 
 def equal_parameters_table(study: Study) -> list[dict]:
-    """Arms that leave the same share of the dense parameters, within EQUAL, where one of them removed units or is small."""
+    """Arms that leave the same share of the dense parameters, within EQUAL.
+
+    A group is shown if one of its arms removed units or is a small network.
+    """
     if not study.dense:
         return []
     total, dense = study.dense.all_runs[0].summary["total"], study.dense.quantity_by_seed("after_cut")
@@ -310,7 +317,7 @@ def equal_parameters_table(study: Study) -> list[dict]:
 
 
 def health_table(study: Study) -> list[dict]:
-    """What the moments showed inside the networks: means over the seeds. Before the cut all arms are the dense network."""
+    """What each moment showed inside the networks, as means over the seeds. Before the cut all arms are the dense network."""
     rows = []
     for arm in study.arms:
         for moment in MOMENTS if arm.kind in ("none", "small") else MOMENTS[1:]:
@@ -347,7 +354,7 @@ def runs_table(studies: list[Study]) -> list[dict]:
 
 
 def rliable_scores(studies: list[Study]) -> dict[str, np.ndarray]:
-    """Returns after the cut (seeds, games) of each arm, as rliable takes them: of the seeds that it has in all of its games."""
+    """Returns after the cut (seeds, games) of each arm, in rliable's form: of the seeds that the arm has in all its games."""
     arms: dict[str, dict[str, dict[int, float]]] = {}
     for study in studies:
         family = study.label.replace(f", {study.first.env_id}", "")

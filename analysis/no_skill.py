@@ -24,7 +24,7 @@ class NoSkill:
 
     @property
     def ceiling(self) -> float:
-        """The higher of the upper ends of their 95 % intervals, which need not be that of the best."""
+        """The higher of the upper ends of their 95 % intervals, which may be that of the lower mean."""
         return max(self.random["high"], self.held["high"])
 
     @property
@@ -38,7 +38,7 @@ class NoSkill:
 
 
 def read_no_skill(file: Path) -> dict[str, NoSkill]:
-    """By game; empty where there is no such file."""
+    """Scores of no skill by game; empty where there is no such file."""
     if not file.is_file():
         return {}
     rule = f"--no-skill must be a table of evals.no_skill, got {file}"

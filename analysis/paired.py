@@ -1,8 +1,8 @@
-"""The statistics of a study as pure functions: seeds are the sample, and the arms of a seed are pairs.
+"""The statistics of a study as pure functions. Seeds are the sample, and the arms of a seed are pairs.
 
 Arrays have the seeds on their last axis, so that thousands of simulated studies go through the same lines as one real study
-(checks/simulate_studies.py). A number is nan where the sample is too small for it. So is an interval where all seeds have the
-same score: it would have the width 0.
+(checks/simulate_studies.py). A number is nan where the sample is too small for it. An interval is nan also where all seeds have
+the same score, since its width would be 0.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ POWER = 0.8
 
 
 def simultaneous(comparisons: int) -> float:
-    """The level of each of several intervals that cover their truths all at once in 95 % (Bonferroni)."""
+    """The level that each of several intervals needs so that all of them cover their truths in 95 % of studies (Bonferroni)."""
     return 1 - (1 - LEVEL) / max(comparisons, 1)
 
 
@@ -35,7 +35,7 @@ def t_interval(samples: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, n
 
 
 def welch_interval(samples: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Difference of two means over the last axis, of samples that are no pairs, and the two ends of Welch's interval."""
+    """Difference of the means of two unpaired samples (last axis), and the two ends of Welch's 95 % interval."""
     a, b = deviation(samples) ** 2 / samples.shape[-1], deviation(others) ** 2 / others.shape[-1]
     df = (a + b) ** 2 / (a**2 / max(samples.shape[-1] - 1, 1) + b**2 / max(others.shape[-1] - 1, 1))
     difference, half = samples.mean(-1) - others.mean(-1), stats.t.ppf((1 + LEVEL) / 2, df) * np.sqrt(a + b)
@@ -47,8 +47,8 @@ def ratio_interval(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ratio of the means of paired samples, and its interval by Fieller's theorem; nan where the denominator may be 0.
 
-    The interval holds every r at which a t test on numerators - r * denominators finds nothing: it is as exact as that test,
-    and knows that the denominator is measured too.
+    The interval holds every r for which a t test on numerators - r * denominators finds nothing. So it is as exact as that
+    test, and it allows for the error of the denominator.
     """
     y, x = np.asarray(numerators, float), np.asarray(denominators, float)
     n, y_mean, x_mean = y.shape[-1], y.mean(-1), x.mean(-1)
@@ -70,20 +70,21 @@ def slopes(scores: np.ndarray, rates: np.ndarray) -> np.ndarray:
 
 
 def over_games(changes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Interquartile mean over the games of each seed (changes is (..., games, seeds)), its mean over seeds and t interval.
+    """Interquartile mean over the games of each seed, then the mean over seeds and its t interval.
 
-    A seed has the same masks and initial weights in every game, so that its games are one cluster, and n is that of the seeds.
+    `changes` is (..., games, seeds). A seed has the same masks and initial weights in every game, so its games are one cluster,
+    and n is the number of seeds.
     """
     return t_interval(stats.trim_mean(np.asarray(changes, float), 0.25, axis=-2))
 
 
 # ------------------------------------------------------------------------------------------------------- noise and power
 def run_deviation(values: np.ndarray, arms: list, seeds: list) -> dict[str, tuple]:
-    """Standard deviation of one run around its arm and seed, the ends of its 95 % interval, and its degrees of freedom.
+    """How far single runs deviate from what their arm and seed explain: standard deviation, 95 % interval, degrees of freedom.
 
-    It is estimated twice, where there is something to estimate it from: from what an effect of each arm plus one of each seed
-    leaves of the means of arms by seeds, and from equal continuations (forks, A/A), which do not show how seeds differ in what
-    an arm does to them. values is (..., runs).
+    There are two estimates, each made where its data exist. `arms by seeds` describes the mean of each arm and seed as an
+    effect of the arm plus one of the seed, and takes what is left. `equal continuations` takes the differences between forks
+    (A/A too) of one arm and seed. It cannot show that a cut affects some seeds more than others. `values` is (..., runs).
     """
     values = np.asarray(values, float)
     cells = [f"{arm} {seed}" for arm, seed in zip(arms, seeds, strict=True)]
@@ -107,10 +108,11 @@ def deviation_interval(squares: np.ndarray, df: int) -> tuple[np.ndarray, np.nda
 
 
 def power(seeds, deviation, loss: float = 0.0) -> np.ndarray:
-    """How often the declared test excludes a loss of the margin when this loss is true.
+    """Probability that the declared test excludes a loss of the margin where the true loss is `loss`.
 
-    It is a paired t test at 2.5 %, one-sided, on arm - (1 - MARGIN) * dense, whose standard deviation between seeds this is
-    (deviation and loss as shares of the dense mean). The lower end of a 95 % interval above -MARGIN is the same test.
+    The test is a paired t test of arm - (1 - MARGIN) * dense, one-sided at 2.5 %. It is the same as asking whether the lower
+    end of the 95 % interval lies above -MARGIN. `deviation` is the standard deviation of that difference between seeds. It and
+    `loss` are shares of the dense mean.
     """
     n = np.asarray(seeds, float)
     shift = (MARGIN - loss) * np.sqrt(n) / deviation
@@ -118,14 +120,14 @@ def power(seeds, deviation, loss: float = 0.0) -> np.ndarray:
 
 
 def seeds_needed(deviation: float) -> float:
-    """The fewest seeds that give the declared test 80 % power where nothing is lost; inf if they are more than 1,000."""
+    """The fewest seeds that give the declared test 80 % power where nothing is lost; inf above 1,000."""
     enough = power(np.arange(MIN_SEEDS, 1001), max(deviation, 1e-3)) >= POWER
     return float(MIN_SEEDS + np.argmax(enough)) if enough.any() else np.inf
 
 
 # ------------------------------------------------------------------------------------------------------------ one run
 def binned(steps: np.ndarray, returns: np.ndarray, start: int, end: int, bins: int) -> np.ndarray:
-    """Mean return of the games that ended in each of several equal bins of the agent steps after start; nan without games."""
+    """Mean return of the games that ended in each of `bins` equal parts of the steps in (start, end]; nan without games."""
     steps, returns = np.asarray(steps), np.asarray(returns, float)
     inside = (steps > start) & (steps <= end)
     index = np.searchsorted(np.linspace(start, end, bins + 1), steps[inside]) - 1  # a bin holds its end, not its start
@@ -134,12 +136,12 @@ def binned(steps: np.ndarray, returns: np.ndarray, start: int, end: int, bins: i
 
 
 def recovery(steps: np.ndarray, returns: np.ndarray, cut: int, window: int) -> dict[str, float]:
-    """How the training return (games in the order of their ends, at agent steps) falls at the cut and comes back.
+    """How the training return falls at the cut and comes back; nan with fewer than `window` games before or after the cut.
 
-    level: mean of the last `window` games up to the cut. back: agent steps from the cut until the mean of the last `window`
-    games, all ended after the cut, is at the level again; inf where that is not within the run. area: between the level and
-    that moving mean (of fewer games at first), return times agent steps, from the cut until then or the end of the run's
-    games.
+    `returns` are of training games in the order of their ends, `steps` the agent steps at which they ended. `level` is the mean
+    of the last `window` games before the cut. `back` counts agent steps from the cut until the mean of the last `window` games,
+    all after the cut, reaches the level; it is inf if that never happens. `area`, return times agent steps, lies between the
+    level and that moving mean (of fewer games at first), from the cut until `back` or the last game.
     """
     steps, returns = np.asarray(steps), np.asarray(returns, float)
     before, after, ends = returns[steps <= cut], returns[steps > cut], steps[steps > cut] - cut

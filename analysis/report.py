@@ -3,9 +3,9 @@
     python -m analysis runs/ --out report/
     python -m analysis results/study --out report/ --track               # and to W&B, offline if it is out of reach
 
-Takes run folders and folders above them, finished runs and others, and names what it cannot use or compare. It writes
-index.html, the figures as PNG and SVG, the tables as Markdown and CSV, scores.npz for rliable, conclusions.md, and
-report_files.txt: the names of these files, which are all that a later report in the same folder replaces.
+It takes run folders and folders above them. Runs that it cannot use or compare are named. It writes index.html, the figures as
+PNG and SVG, the tables as Markdown and CSV, conclusions.md, and scores.npz for rliable. `report_files.txt` has the names of
+these files: a later report in the same folder replaces no others.
 """
 
 import os
@@ -72,14 +72,14 @@ class Args:
 
 # ----------------------------------------------------------------------------------------------------- the folder's files
 def earlier_files(out: Path) -> set[str]:
-    """Names of the files that an earlier report wrote into this folder, by its manifest; empty where there is none."""
+    """Names of the files that an earlier report wrote here, from its manifest; empty where there is none."""
     manifest = out / MANIFEST
     names = manifest.read_text().splitlines() if manifest.is_file() else []
     return {name for name in names if Path(name).name == name}
 
 
 def make_room(out: Path) -> None:
-    """Create the folder of the report; UserError where it holds something else or cannot be written."""
+    """Create the folder of the report. Raises UserError if it holds something else or cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         check(earlier_files(out) or not any(out.iterdir()), "out", "be new, empty or an earlier report", out)
@@ -89,10 +89,10 @@ def make_room(out: Path) -> None:
 
 
 def publish(made: Path, out: Path) -> None:
-    """Copy the files of a report into its folder and delete those of the earlier report that are no longer made.
+    """Copy the files of a report into its folder, and delete those of the earlier report that are no longer made.
 
-    UserError, and nothing is changed, where one of them has the name of a file that no report wrote. The manifest has the old
-    and the new names until all is copied, so that the next report can replace what an interrupted one left.
+    Raises UserError, and changes nothing, if a file that no report wrote has one of these names. Until all is copied, the
+    manifest has the old and the new names, so that the next report can replace what an interrupted one left.
     """
     earlier = earlier_files(out)
     names = {MANIFEST, *(file.name for file in made.iterdir())}

@@ -18,7 +18,7 @@ from prune_utils.run import CRITERIA, NEUTRAL, OF_THE_CUT, arm
 
 RUN_FILES = ("config.json", "summary.json", "eval.csv", "curves.csv", "curves.csv.gz", "prune_point.pt")
 BEGUN = (".lock", "config.json.part")
-"""what a run may have left that was killed before its first file was whole"""
+"""what a run leaves that was killed before its first file was whole"""
 OF_THE_MACHINE = {"cuda", "torch_deterministic"}
 """options that may differ between the seeds of a study"""
 MOMENTS = ("before_prune", "after_prune", "final")
@@ -27,9 +27,9 @@ GAMES = ["moment", "episode", "seed", "return", "length", "truncated"]
 CURVES = ("charts/episodic_return", "prune/sparsity", "losses/", "health/")
 """beginnings of the tags that are read"""
 MAY_BE_UNDEFINED = "losses/explained_variance"
-"""its value in a rollout whose returns are all the same is nan or -inf"""
+"""it is nan or -inf in a rollout whose returns are all the same"""
 OPTIONS = {"env_id": (str,), "seed": (int,), "total_timesteps": (int,), "prune_type": (str,), "prune_rate": (float, int)}
-"""options that say what a run is, and their types: none of these is ever assumed"""
+"""options that say what a run is, and their types; they are never assumed"""
 HEADS = ("fc2", "actor", "critic")
 """output layers of both algorithms"""
 RESOLVED = ("device", "precision", "num_threads", "torch", "source_sha256")
@@ -64,10 +64,12 @@ class Named(NamedTuple):
 
 @dataclass(eq=False)
 class Run:
-    """A run folder. Finished ones have a summary, games, curves and what is computed from them too.
+    """A run folder. A finished run also has what its files hold and what is computed from them.
 
-    games: the rows of eval.csv, as text. scores: mean return at each moment. past: the rows of curves.csv before the cut.
-    bins: mean training return in equal bins of the steps after the cut; bins_before: in as many before it.
+    - games: what eval.csv holds, as text
+    - scores: mean return at each moment
+    - past: the rows of curves.csv before the cut
+    - bins, bins_before: mean training return in equal bins of the steps after the cut, and in as many before it
     """
 
     folder: Path
@@ -131,7 +133,7 @@ class Run:
         return self.summary.get("eval", {}).get(moment, {}).get("health", {})
 
     def design(self, ignored: tuple[str, ...] = ()) -> dict:
-        """The options that seeds and arms of a study share; what differs between machines is asked of pairs only."""
+        """The options that seeds and arms of a study share. Those of the machine are compared within pairs only."""
         others = NEUTRAL | OF_THE_CUT | OF_THE_MACHINE | {"seed", *self.config["resolved"], *ignored}
         return {name: value for name, value in self.options.items() if name not in others and value is not None}
 
@@ -143,7 +145,7 @@ class Run:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Whatever a torn or strange file makes its readers raise becomes Broken."""
+    """Turn whatever a torn or strange file makes its reader raise into Broken."""
     try:
         yield
     except FileNotFoundError:
@@ -161,7 +163,7 @@ def ensure(holds: bool, reason: str) -> None:
 
 
 def find(folder: Path) -> Iterator[Path]:
-    """Run folders in a folder, itself included, and folders that hold nothing; W&B's and hidden ones are passed over."""
+    """Run folders in a folder, itself included, and folders that hold nothing. W&B's and hidden ones are skipped."""
     entries = sorted(folder.iterdir())
     is_run = any((folder / name).is_file() for name in RUN_FILES)
     if is_run or all(entry.name in BEGUN for entry in entries):
@@ -188,7 +190,7 @@ def read_curves(folder: Path) -> pd.DataFrame:
 
 
 def read_run(folder: Path) -> Run | Named:
-    """A run, or why there is none; of an unfinished or broken one as much as its config says."""
+    """A run, or why there is none. An unfinished or broken one has only what its config says."""
     if not any((folder / name).is_file() for name in RUN_FILES):
         return Named("empty", folder.name, "the folder holds no run")
     try:
@@ -217,7 +219,7 @@ def read_run(folder: Path) -> Run | Named:
 
 
 def check_pruning(run: Run) -> None:
-    """Broken unless as many entries are pruned, and at least as many are zero, as the options of the run say."""
+    """Raise Broken unless the summary counts the pruned entries that the options ask for, and at least as many zeros."""
     tensors = run.summary["tensors"]
     total, of_tensors = run.summary["total"], sum(count["total"] for count in tensors.values())
     ensure(total == of_tensors, f"summary.json has {total:,} entries, and its tensors {of_tensors:,}")

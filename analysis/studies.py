@@ -1,7 +1,7 @@
 """Which runs are compared with which, and what is named instead.
 
-A study is one algorithm, game and set of options. Its arms are compared with the dense runs of the same seed, their twins, if
-they have the same past: until the cut they have to be one run. Several continuations of one prune point (forks) are averaged.
+A study is one algorithm, game and set of options. Each arm is compared with its twins, the dense runs of the same seed. The two
+must have the same past: until the cut they have to be one run. Several continuations of one prune point (forks) are averaged.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from analysis.runs import MOMENTS, Named, Run
 from prune_utils.run import CRITERIA, NEUTRAL, OF_THE_CUT, differences
 
 KINDS = ("none", "A/A", "small", *CRITERIA)
-"""of arms, in the order in which they are shown"""
+"""kinds of arms, in the order in which they are shown"""
 
 
 @dataclass(eq=False)
 class Arm:
-    """The runs of one arm by seed, several where it was forked, and their twins: the runs that they are compared with."""
+    """The runs of an arm by seed (several where it was forked) and their twins, the runs that they are compared with."""
 
     label: str
     criterion: str
@@ -33,7 +33,7 @@ class Arm:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing but its kind and rate tells it from dense: one cut of all tensors, each at that rate."""
+        """Whether it is a plain cut: one cut of all tensors, each at the arm's rate."""
         return self.criterion == self.kind
 
     @property
@@ -41,7 +41,7 @@ class Arm:
         return [run for runs in self.runs.values() for run in runs]
 
     def by_seed(self, measure: Callable[[Run], float | None]) -> dict[int, float]:
-        """The mean over the runs of each seed that has the number."""
+        """The mean over those runs of each seed that have a value."""
         means = {seed: mean(runs, measure) for seed, runs in self.runs.items()}
         return {seed: value for seed, value in means.items() if not np.isnan(value)}
 
@@ -49,7 +49,7 @@ class Arm:
         return np.array(list(self.by_seed(measure).values()), float)
 
     def quantity_by_seed(self, name: str) -> dict[int, float]:
-        """The number of each seed whose runs all have it."""
+        """The value of each seed whose runs all have it."""
         means = {seed: of_runs(name, runs) for seed, runs in self.runs.items()}
         return {seed: value for seed, value in means.items() if not np.isnan(value)}
 
@@ -58,12 +58,12 @@ class Arm:
 
     @property
     def shares(self) -> bool:
-        """Whether its changes may be shares: not where a mean return is below 0 on the way, as in Pong, whose 0 is no floor."""
+        """Whether its changes may be shares. Not where a mean return is below 0 on the way, as in Pong: 0 is no floor there."""
         runs = [run for of_seeds in (self.runs, self.twins) for runs in of_seeds.values() for run in runs]
         return not any((run.bins < 0).any() or (run.bins_before < 0).any() for run in runs)
 
     def pairs(self, quantity: str) -> dict[int, tuple[float, float]]:
-        """For each seed its number and what it is compared with: the twins or, of the shock, the network before it."""
+        """For each seed its value and its reference: the twins' value or, for the shock, that of its network before the cut."""
         pairs = {}
         for seed, twins in self.twins.items():
             runs = self.runs[seed]
@@ -79,7 +79,7 @@ class Arm:
 
 
 def of_runs(quantity: str, runs: list[Run]) -> float:
-    """Mean over runs; nan where one lacks the number: a stuck agent is not missing at random."""
+    """Mean over runs; nan where one of them lacks the value, since a stuck agent is not missing at random."""
     return float(np.mean([run.value(quantity) for run in runs]))
 
 
@@ -89,14 +89,14 @@ def mean_bins(of_seeds: Iterable[list[Run]], name: str = "bins") -> np.ndarray:
 
 
 def mean(runs: list[Run], measure: Callable[[Run], float | None]) -> float:
-    """Mean over the runs that have the number; nan where none has."""
+    """Mean over the runs that have a value; nan where none has."""
     values = [value for run in runs if (value := measure(run)) is not None and not np.isnan(value)]
     return float(np.mean(values)) if values else np.nan
 
 
 @dataclass(eq=False)
 class Study:
-    """The runs of one algorithm, game and set of options, as arms: dense first, then its kin, then each criterion by rate."""
+    """The runs of one algorithm, game and set of options, as arms: dense, A/A, small networks, then each criterion by rate."""
 
     runs: list[Run]
     arms: list[Arm] = field(default_factory=list)
@@ -109,7 +109,7 @@ class Study:
 
     @property
     def slug(self) -> str:
-        """Its label as a part of a file's name, which may not be long."""
+        """The label as a part of a file name, cut short where it is long."""
         plain = re.sub(r"[^A-Za-z0-9.]+", "-", self.label).strip("-")
         return plain if len(plain) <= 80 else f"{plain[:80]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
@@ -122,12 +122,12 @@ class Study:
 
     @property
     def arm_runs(self) -> list[Run]:
-        """Every run once: the A/A arm is made of dense runs."""
+        """Every run once. The A/A arm is left out, because it is made of dense runs."""
         return [run for arm in self.arms if arm.kind != "A/A" for run in arm.all_runs]
 
     @property
     def variants(self) -> list[Arm]:
-        """Arms of several cuts, another scope or tensors left whole, as arms whose twins are the plain cut of their rate."""
+        """Arms of several cuts, another scope or tensors left whole. Their twins are the plain cuts of their rate."""
         plain_cuts, variants = {(arm.kind, arm.rate): arm for arm in self.arms if arm.plain}, []
         for arm in self.arms:
             plain = plain_cuts.get((arm.kind, arm.rate))
@@ -137,7 +137,7 @@ class Study:
         return variants
 
     def by_criterion(self) -> dict[str, list[Arm]]:
-        """For each criterion the dense arm and its own, by rate; where nothing is pruned, the dense arm alone."""
+        """For each criterion the dense arm and the criterion's own by rate. Where nothing is pruned, the dense arm alone."""
         dense = [arm for arm in self.arms if arm.kind == "none"]
         criteria = dict.fromkeys(arm.criterion for arm in self.arms if arm.rate) or {"none": None}
         return {name: dense + [arm for arm in self.arms if arm.rate and arm.criterion == name] for name in criteria}
@@ -152,19 +152,19 @@ class Study:
 
     @property
     def off_design(self) -> dict:
-        """Options of all its runs that are not those of the declared design."""
+        """Options that all its runs share and that are not those of the declared design."""
         design, shared = DESIGN[self.first.algorithm], [run.design() for run in self.runs if run.kind != "small"]
         own = {name: value for name, value in sorted(shared[0].items()) if value != design.get(name)}
         return {name: value for name, value in own.items() if all(options.get(name) == value for options in shared)}
 
     @property
     def declares(self) -> bool:
-        """Whether it is the study that was declared, whatever else the report is of."""
+        """Whether it is the declared study. Options in MEASURING may differ."""
         return not self.off_design.keys() - MEASURING
 
     @property
     def machines(self) -> str:
-        """What its finished runs computed in and on, and with which of several script texts; the seeds, where these differ."""
+        """What its finished runs computed in and on, with hashes of several scripts, and with seeds where these differ."""
         hashes, seeds = {run.shaping["source_sha256"] for run in self.arm_runs}, {}
         for run in self.arm_runs:
             resolved = run.config["resolved"]
@@ -178,7 +178,7 @@ class Study:
 
 
 def group(runs: list[Run]) -> list[Study]:
-    """Studies; dense networks of another width that were run beside one become an arm of it."""
+    """Group runs into studies. Smaller dense networks that were run beside a study become an arm of it."""
     studies: dict[str, Study] = {}
     for run in runs:
         studies.setdefault(run.study_key(), Study([])).runs.append(run)
@@ -198,7 +198,7 @@ def group(runs: list[Run]) -> list[Study]:
 
 
 def label_studies(studies: list[Study]) -> None:
-    """Algorithm and game, then the options in which studies of one report differ."""
+    """Label each study: algorithm and game, then the options in which the studies of one report differ."""
     for study in studies:
         designs = [other.first.design() for other in studies if other.first.algorithm == study.first.algorithm]
         own = {name: value for name, value in sorted(study.first.design().items()) if name not in {"env_id", *MEASURING}}
@@ -208,14 +208,14 @@ def label_studies(studies: list[Study]) -> None:
 
 # --------------------------------------------------------------------------------------------------------- what is a pair
 def apart(dense: Run, run: Run) -> str:
-    """What keeps two runs from being a pair: options and resolved values, then the first row that differs before the cut."""
+    """What keeps two runs from being a pair: options and resolved values, else the first row that differs before the cut."""
     changed = differences(dense.shaping, run.shaping, NEUTRAL | OF_THE_CUT | {"cuda"})  # the device is compared
     steps = [{"cut": r.cut_step, "end": r.summary["global_step"]} for r in (dense, run)]
     return changed or differences(*steps) or other_games(dense, run) or other_curves(dense, run)
 
 
 def other_games(dense: Run, run: Run) -> str:
-    """The first game before the cut that differs; after it, the first that starts from another seed."""
+    """The first evaluation game that differs before the cut, or that starts from another seed after it."""
     for moment in MOMENTS:
         columns = ["episode", "seed", *(["return", "length", "truncated"] if moment == "before_prune" else [])]
         ours, theirs = (r.games_of(moment)[columns].to_numpy().tolist() for r in (dense, run))
@@ -238,7 +238,7 @@ def other_curves(dense: Run, run: Run) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- the arms
 def build(study: Study, everything: list[Run], named: list[Named]) -> None:
-    """Make the arms of a study and their pairs; name the runs that cannot be paired and the gaps."""
+    """Make the arms of a study and their pairs. Name the runs that cannot be paired, and the gaps."""
     ordered = sorted(study.runs, key=lambda r: -1 if r.fork_seed is None else r.fork_seed)
     ordered.sort(key=lambda r: (KINDS.index(r.kind), r.criterion, r.rate, r.label, r.seed))
     labels, seeds = dict.fromkeys(run.label for run in ordered), sorted({run.seed for run in ordered})
@@ -279,8 +279,11 @@ def build(study: Study, everything: list[Run], named: list[Named]) -> None:
 
 
 def counted(runs: list[Run], named: list[Named]) -> list[Run]:
-    """The finished runs of a seed, dense first, each arm and fork once: of several the one of `with_most_pairs`, in which a
-    dense run is held against all runs and every other against those that were chosen before it."""
+    """The finished runs of a seed, dense first, with each arm and fork once.
+
+    If there are several of one, `with_most_pairs` chooses: a dense run by its pairs among all runs, others by their pairs among
+    the runs chosen before.
+    """
     cells: dict[tuple, list[Run]] = {}
     for run in runs:
         cells.setdefault((run.label, run.fork_seed), []).append(run)
@@ -295,13 +298,13 @@ def counted(runs: list[Run], named: list[Named]) -> list[Run]:
 
 
 def with_most_pairs(candidates: list[Run], runs: list[Run]) -> Run:
-    """The candidate that the declared arm can be paired with, and of these the one that most runs can; of equals the first."""
+    """The candidate that pairs with the declared arm; of several, the one with most pairs; of equals, the first."""
     pairs = {run: [other.label for other in runs if not apart(run, other)] for run in candidates}
     return max(candidates, key=lambda run: (DECLARED in pairs[run], len(pairs[run])))
 
 
 def find_twins(runs: list[Run]) -> list[Run]:
-    """The dense runs of a seed that are one run until the cut: those around the one that most runs can be paired with."""
+    """The dense runs of a seed that are one run until the cut: the one with most pairs, and those that pair with it."""
     dense = [run for run in runs if run.kind == "none"]
     if not dense:
         return []

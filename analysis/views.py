@@ -10,7 +10,7 @@ SCORE = "score"
 
 
 def in_points(row: dict, name: str) -> bool:
-    """Whether a change is told in points: where the share has no interval but the points have one, or there is no share."""
+    """Whether a change is told in points: there is no share, or the share has no interval and the points have one."""
     lacks = f"{name}_points" in row and pd.isna(row[f"{name}_low"])
     return bool(lacks and (pd.notna(row[f"{name}_points_low"]) or pd.isna(row[name])))
 
@@ -163,7 +163,7 @@ VIEWS = {
 
 
 def view(name: str, rows: list[dict]) -> pd.DataFrame:
-    """The table as it is read, without columns that nothing measured."""
+    """The table as it is read, without columns that hold no value."""
     columns = COLUMNS | {"changes": CHANGES, "variants": CHANGES, "trend": TREND}.get(name, {})
     sizes = list(dict.fromkeys(column for row in rows for column in row if column.startswith("disk_")))
     cells = {}
@@ -175,7 +175,7 @@ def view(name: str, rows: list[dict]) -> pd.DataFrame:
 
 
 def cell(row: dict, column: str, spec: str) -> str:
-    """A number, or with ~ an interval; a change that is no share in points."""
+    """A cell: a number or, with ~, an interval. A change that is no share is in points."""
     name, unit = column.removesuffix("~"), ""
     if in_points(row, name):
         name, spec, unit = f"{name}_points", "+,.1f", " points"

@@ -3,13 +3,14 @@
     python -m checks.benchmark --programs ours cleanrl sb3 --cleanrl DIR --cleanrl-python PYTHON --jobs 1 2 --json speed.json
     python -m checks.benchmark --programs ours old --old CHECKOUT --jobs 1 2 --rounds 5
 
-Programs run in turn, A B C A B C, each run in a process of its own, started by its command line. Of several runs side by side
-the speeds are taken while all of them learn, and added. They are compared with as many runs of the other program.
-All have CleanRL's hyperparameters and the same lowered `--learning-starts`; the first lap of learning is left out. This project
-prunes before the first step, so that every lap masks its gradients. DQN explores with epsilon 0.01 from the start, as in nine
-tenths of its training: CleanRL and stable-baselines3 skip the network where they explore. CleanRL's DQN plays one game, since
-it can play no more. Peak memory is what was touched: buffers fill up as a run goes on. Ratios are of one round, and so free of
-slow drifts.
+Programs run in turn, A B C A B C, each run in a process of its own, started by its command line. Runs side by side are measured
+while all of them learn, and their speeds are added. They are compared with as many runs of the other program. Ratios are of one
+round, so slow drifts cancel.
+
+All programs have CleanRL's hyperparameters and the same lowered `--learning-starts`, and the first lap of learning is left out.
+This project prunes before the first step, so that every lap masks its gradients. DQN explores with epsilon 0.01 from the start,
+as in nine tenths of its training: CleanRL and stable-baselines3 skip the network where they explore. CleanRL's DQN plays one
+game, since it can play no more. Peak memory is what was touched, and buffers fill up as a run goes on.
 """
 
 import json
@@ -89,15 +90,15 @@ def command(algorithm: str, args: Args, jobs: int) -> list[str]:
 
 
 def laps(folder: Path) -> list:
-    """The events of a run's speed, one per lap, each with its step and wall_time: a clock that all versions of it have."""
+    """The events of a run's speed, one per lap, each with its step and wall_time. All versions of the project have them."""
     return EventAccumulator(str(folder)).Reload().Scalars("charts/SPS")
 
 
 def learning_speeds(runs: list[list], learning_starts: int) -> list[float] | None:
-    """Agent steps per second of each of several runs side by side, by their laps in the time in which all of them learn.
+    """Agent steps per second of each of several runs side by side, by their laps while all of them learn.
 
-    It begins when the last run has ended its first lap of learning and ends with the first run. None if a run has no whole lap
-    in it.
+    That time begins when the last run has ended its first lap of learning, and ends with the first run. None if a run has no
+    whole lap in it.
     """
     learned = [[lap for lap in laps if lap.step > learning_starts] for laps in runs]
     if not all(learned):
@@ -110,7 +111,7 @@ def learning_speeds(runs: list[list], learning_starts: int) -> list[float] | Non
 
 
 def train(checkout: Path, algorithm: str, args: Args, jobs: int, scratch: str) -> tuple[list[str], list[float], dict]:
-    """The command, the steps per second of each of several runs side by side, and the highest peaks of memory in bytes."""
+    """The command, the steps per second of each of several runs side by side, and their highest peaks of memory in bytes."""
     starts = args.learning_starts if algorithm == "dqn" else 0
     words = [*command(algorithm, args, jobs), "--total-timesteps", str(starts + args.steps), "--checkpoint-minutes", "0"]
     folders = [Path(scratch) / f"{algorithm}-{time.time_ns()}-{job}" for job in range(jobs)]
@@ -133,8 +134,10 @@ def train(checkout: Path, algorithm: str, args: Args, jobs: int, scratch: str) -
 
 
 def start_up_seconds(checkout: Path, algorithm: str, args: Args, scratch: str) -> float:
-    """From the start of a process to the end of its first lap: 1,000 agent steps of a DQN that does not learn yet, or one
-    rollout of four steps."""
+    """Seconds from the start of a process to the end of its first lap.
+
+    The lap is 1,000 agent steps of a DQN that does not learn yet, or a rollout of four steps.
+    """
     folder = Path(scratch) / f"{algorithm}-{time.time_ns()}-start"
     words = [*command(algorithm, args, 1), "--no-save-model", "--runs-dir", scratch, "--run-name", folder.name]
     dqn = ["--total-timesteps", "1008", "--learning-starts", "1000"]
@@ -147,9 +150,9 @@ def start_up_seconds(checkout: Path, algorithm: str, args: Args, scratch: str) -
 def watch(
     words: list[str], environment: dict, pattern: str, steps_per_line: int, seconds: float, scratch: str, jobs: int
 ) -> tuple[list[str], list[float], dict]:
-    """As `train`, of a program that prints a line each steps_per_line agent steps: the slope over its lines.
+    """As `train`, for a program that prints a line each steps_per_line agent steps. The speed is the slope over its lines.
 
-    All processes run until each has been watched for so many seconds, from when the last of them has printed four lines.
+    All processes run until each was watched for so many seconds, counted from when all of them have printed four lines.
     """
     processes = [
         subprocess.Popen(
@@ -167,7 +170,7 @@ def watch(
                 arrivals[job].append(time.perf_counter())
 
     def watched() -> list[list[float]]:
-        """The arrivals of each process from when all of them have printed four lines."""
+        """The arrivals of each process, from when all of them have printed four lines."""
         begin = max(times[3] if len(times) > 3 else math.inf for times in arrivals)
         return [[t for t in times if t >= begin] for times in arrivals]
 
@@ -230,7 +233,7 @@ def measure(program: str, algorithm: str, jobs: int, args: Args, scratch: str) -
 
 
 def measure_bound(algorithm: str, row: dict, args: Args) -> dict:
-    """The parts of a step of all games beside the whole step that was just measured, in microseconds."""
+    """The parts of a step of all games, and the whole step that was just measured, in microseconds."""
     us = step_parts.parts(step_parts.Args(algorithm, ENV_ID, args.num_envs, threads_each(args, 1)))
     us |= {"bound": step_parts.bound(algorithm, us, torch.cuda.is_available())}
     us |= {"step": row["num_envs"] / row["steps_per_second"] * 1e6}

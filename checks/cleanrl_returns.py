@@ -1,9 +1,9 @@
-"""Take the training returns of CleanRL's own runs out of their TensorBoard files, for the report to set beside our dense runs.
+"""Take the training returns of CleanRL's own runs out of their TensorBoard files, to set them beside our dense runs.
 
     python -m checks.cleanrl_returns DIR/runs/SpaceInvadersNoFrameskip-v4__*
 
-The runs are of CleanRL's dqn_atari.py and ppo_atari.py with the options of the declared study. In the table they replace the
-runs of their algorithm and seed.
+The runs are of CleanRL's dqn_atari.py and ppo_atari.py, with the options of the declared study. They replace the runs of their
+algorithm and seed in the table, which the report reads.
 """
 
 import gzip
@@ -32,7 +32,7 @@ class Args:
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """The training games of one run; UserError where it is not finished or not of the declared study."""
+    """The training games of one run. Raises UserError if it is not finished or not of the declared study."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     tags = events.Reload().Tags() if folder.is_dir() else {"scalars": [], "tensors": []}
     if RETURNS not in tags["scalars"] or OPTIONS not in tags["tensors"]:

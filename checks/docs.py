@@ -1,14 +1,16 @@
-"""Do README.md and docs/ keep their promises? Links, anchors, files, commands, sentences and sizes.
+"""Do README.md, docs/ and docstrings keep their promises? Links, anchors, files, commands, sentences and sizes.
 
     python -m checks.docs
 
 It prints each fault with its page and exits 1 if there is one. Links and anchors have to resolve, and files that are named have
 to exist. Shell blocks have to pass `bash -n`, and their options and variables have to be those of the command. Python blocks
-have to compile. A sentence has at most 40 words, fewer than 1 in 20 have more than 30, and no sentence stands twice. README.md
-has at most 10,000 bytes, results/LOG.md at most 300 lines. Commands of the log are those of the commit that an entry names.
+have to compile. A sentence has at most 40 words, in docstrings too. On the pages fewer than 1 in 20 have more than 30, and none
+stands twice. README.md has at most 10,000 bytes, results/LOG.md at most 300 lines. Commands of the log are those of the commit
+that an entry names.
 """
 
 import ast
+import inspect
 import re
 import shlex
 import subprocess
@@ -135,6 +137,15 @@ def sentences(text: str) -> list[str]:
     return [re.sub(r"^([-*]|\d+\.) ", "", sentence) for sentence in found if sentence]
 
 
+def long_docstrings(file: Path) -> list[str]:
+    """Sentences of a program's docstrings that are too long; indented lines do not count."""
+    bodies = [body for node in ast.walk(ast.parse(file.read_text())) if isinstance(body := getattr(node, "body", None), list)]
+    values = [line.value for body in bodies for line in body if isinstance(line, ast.Expr)]
+    texts = [inspect.cleandoc(v.value) for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
+    found = [sentence for text in texts for sentence in sentences(re.sub(r"^ .*$", "", text, flags=re.M))]
+    return [f"{len(s.split())} words: {s}" for s in found if len(s.split()) > MOST_WORDS]
+
+
 def wrong_sentences(pages: dict[Path, str]) -> list[str]:
     """Sentences that are too long or stand twice."""
     where: dict[str, list[str]] = {}
@@ -156,6 +167,8 @@ def main() -> None:
     for page, text in pages.items():
         found = broken_links(page, text) + missing_files(text) + wrong_blocks(text)
         faults += [f"{page.relative_to(ROOT)}: {fault}" for fault in found]
+    for file in sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]):
+        faults += [f"{file.relative_to(ROOT)}: {fault}" for fault in long_docstrings(file)]
     faults += [f"results/LOG.md: {fault}" for fault in broken_links(LOG, LOG.read_text())]
     if (size := (ROOT / "README.md").stat().st_size) > 10_000:
         faults.append(f"README.md has {size:,} bytes, more than 10,000")

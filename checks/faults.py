@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python -m checks.faults --minutes 30 --results faults.csv
 
-strace (Debian's package) makes the n-th call of a thread fail that opens, writes, syncs, renames or removes a file of the run
-folder: the process is killed there, or the disk is full from there on, or the call returns one I/O error. The programs are a
-short run of each algorithm, a fork and a sweep. It prints a Markdown table. It exits 1 if a bit differs, a command can't go on
-or a process hangs or ends without an error line. The order is random, with one case of each kind first. With --results the
-same command goes on with the next ones.
+The calls open, write, sync, rename or remove files of the run folder. Debian's `strace` disturbs the n-th call of a thread:
+the process is killed there, or the disk is full from there on, or the call returns one I/O error. The programs are a short run
+of each algorithm, a fork and a sweep. The order of cases is random, with one of each kind first.
+
+It prints a Markdown table. It exits 1 if a bit differs, if a command can't go on, or if a process hangs or ends without an
+error line. With --results the same command goes on with the cases that are left.
 """
 
 import csv
@@ -112,9 +113,9 @@ def results(runs: Path) -> dict[str, dict]:
 
 
 class Program:
-    """A program and its undisturbed run: its results, and the paths in each call, by name and number within a thread.
+    """A program and its undisturbed run: its results, and the paths of each call, by name and number within a thread.
 
-    TensorBoard writes its file in a thread of its own, and its calls are counted apart: `openat of events`.
+    TensorBoard writes its file in a thread of its own. Its calls are counted apart, as in `openat of events`.
     """
 
     def __init__(self, name: str, runs: Path):

@@ -3,8 +3,8 @@
     python -m checks.first_million
     python -m checks.first_million --add "this script, fp32" --runs RUN...      # adds dense runs to its table first
 
-Other games are those of results/study, results/study_h200 and results/cleanrl.csv.gz. A cell has the mean over seeds and how
-many they are. The last rows are differences of means, with Welch's 95 % interval.
+The other games come from results/study, results/study_h200 and results/cleanrl.csv.gz. A cell has the mean over seeds and their
+number. The last rows are differences of means, with Welch's 95 % interval.
 """
 
 import gzip

@@ -2,9 +2,9 @@
 
     python -m checks.kill_runs --algorithm dqn --kills 20
 
-Some kills come at random moments, some while a checkpoint is written, some right after an evaluation: in the cut, in the next
-evaluation, or while results are saved. It prints the step at which each process began and what ended it. It exits 1 if a bit
-differs or the run ended before all kills.
+Some kills come at random moments and some while a checkpoint is written. Others come right after an evaluation: in the cut, in
+the next evaluation, or while results are saved. It prints the step at which each process began and what ended it. It exits 1 if
+a bit differs or the run ended before all kills.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     SEEDS="1 2" RATES="0.5" python -m checks.plan_sweep ppo [OPTION OF EVERY RUN]...
 
-The first line of standard output is the number of runs side by side, the GPUs to use (`-` for none), and with --track the
-command for their dashboard. Each line after it is a run: its name, the name of its dense run, its command. The commands of
+The first line of standard output has the number of runs side by side, the GPUs to use (`-` for none) and, with --track, the
+command for their dashboard. Each line after it is a run: its name, the name of its dense run, and its command. Commands of
 phase one end in --until-cut.
 """
 
@@ -44,7 +44,7 @@ SPEEDS = Path(__file__).resolve().parents[1] / "results" / "cpu_speed_bf16.json"
 
 # ------------------------------------------------------------------------------------------------- environment variables
 def words(variable: str, default: str, kind: type = str) -> list:
-    """The words of a variable as values of a kind; an empty variable has its default."""
+    """The words of a variable as values of a kind. An empty variable has its default."""
     text = os.environ.get(variable) or default
     try:
         values = [kind(word) for word in text.split()]
@@ -57,7 +57,7 @@ def words(variable: str, default: str, kind: type = str) -> list:
 
 
 def number(variable: str, flag: bool = False) -> int:
-    """A variable that is one whole number from 0 on, which is its default; of a flag 0 or 1."""
+    """A variable that is one whole number, at least 0 (its default). A flag is 0 or 1."""
     text = os.environ.get(variable) or "0"
     if text not in ("0", "1") and (flag or not text.isdecimal() or len(text) > 6):
         raise UserError(f"{variable} must be {'0 or 1' if flag else 'a whole number below a million'}, got {text}")
@@ -89,7 +89,7 @@ def read_variables(args) -> dict:
 
 # --------------------------------------------------------------------------------------------------------------- the runs
 def make_runs(args, matrix: dict, forks: int, aa: bool, gradual: bool) -> list[tuple]:
-    """Each run with the name of its dense run: seed by seed the dense run, its A/A arms, then every other arm."""
+    """Each run with the name of its dense run. Each seed has its dense run first, then its A/A arms, then every other arm."""
     criteria = [(prune_type, args.prune_cuts) for prune_type in matrix["prune_type"]]
     criteria += [(prune_type, CUTS) for prune_type, _ in criteria if gradual and not prune_type.endswith("-structured")]
     runs = []
@@ -133,7 +133,7 @@ def dashboard(args, games: list[str]) -> list[str]:
 
 # --------------------------------------------------------------------------------------------------------------- the cost
 def speed(algorithm: str, args, bf16: bool) -> tuple[float | None, str]:
-    """Agent steps per second of each of several runs side by side, and where that is known from: runs of such a network."""
+    """Agent steps per second of each of several runs side by side, and the runs of such a network that this is known from."""
     here = []
     for file in Path(args.runs_dir).glob("*/summary.json"):
         with suppress(ValueError, KeyError, TypeError):  # a broken one, which the report names

@@ -2,8 +2,8 @@
 
     python -m checks.resume_cost
 
-A run of 2M steps plays at random up to --stop-at. There SIGTERM stops it: it writes its checkpoint and ends. Then it is started
-again and stopped, several times. Random play fills the buffer within minutes; how well its frames compress depends on the game.
+A run of 2M steps plays at random up to --stop-at. There SIGTERM makes it write its checkpoint and end. Then it is started again
+and stopped, several times. Random play fills the buffer within minutes. How well its frames compress depends on the game.
 """
 
 import re

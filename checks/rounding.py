@@ -1,9 +1,9 @@
-"""What does bf16 change in an update? Gradients, and the policy that acts, beside those of fp32 and of rounding alone.
+"""What does bf16 change in an update? Its gradients, and the policy that acts, beside those of fp32 and of rounding alone.
 
     python -m checks.rounding
 
-A trained PPO agent plays. Its weights stay, so that all minibatches have gradients of one network. `rounded` computes in fp32
-and rounds weights, activations and their gradients to bf16: what bf16 gives where its sums are exact.
+A trained PPO agent plays a rollout. Its weights do not change, so that the gradients of all minibatches are of one network.
+`rounded` computes in fp32 and rounds weights, activations and their gradients to bf16, as bf16 does if its sums are exact.
 """
 
 import copy
@@ -52,7 +52,7 @@ class RoundedAgent(Agent):
 
 
 def play(networks: dict, options: Options, env_id: str, args: Args) -> dict[str, list[torch.Tensor]]:
-    """A rollout of the fp32 network, flat, as `update` takes it, with what each network makes of it as it acts on 8 stacks."""
+    """A rollout of the fp32 network, flat, as `update` takes it, with what each network computes when it acts on 8 stacks."""
     games, generator = AtariGames(env_id, 8, 1, options.num_threads), torch.Generator().manual_seed(0)
     rows, acting = [], {name: [] for name in networks}
     for _ in range(options.num_steps):

@@ -3,8 +3,8 @@
     git worktree add /tmp/old c59f0ea
     python -m checks.same_bits --old /tmp/old --keep /tmp/same_bits
 
-It runs the same short trainings in both checkouts, through their command lines, and compares model.pt tensor by tensor and
-eval.csv and curves.csv byte by byte. A killed case kills the new run with SIGKILL and starts it again, several times; the old
+It runs the same short trainings in both checkouts, through their command lines. It compares model.pt tensor by tensor, and
+eval.csv and curves.csv byte by byte. A killed case kills the new run with SIGKILL and starts it again, several times. The old
 run is never disturbed. It prints a Markdown table and exits 1 at any difference. The comparison takes about a quarter of an
 hour on two cores. With --keep, the old runs are trained only once.
 """

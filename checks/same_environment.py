@@ -33,7 +33,7 @@ class Args:
 
 
 def play(env, steps: int) -> str:
-    """Lives, games, their points, and a digest of all stacks, signs of rewards and ends."""
+    """Lives, games and points, and a digest of all stacks, signs of rewards, and ends."""
     import hashlib
 
     import numpy as np

@@ -2,28 +2,33 @@
 
     python -m checks.simulate_studies                    # 10,000 studies of each design, half a minute
 
-A run's return is the mean of its arm, plus a deviation of its seed, plus one of its own, as shares of the mean. All runs of a
-seed share one of 3.1 %. A run's own deviation is that of the quantity. Return after the cut: 4.4 % for DQN (what five seeds of
-Dopamine's DQN leave, a third of their variance taken to be shared) and 7.5 % for PPO (four A/A pairs). Late return: 5 % and
-13 %. One tenth: 4 % and 9 % (one and four A/A pairs). Final network and shock: 20 % and 13 %, as a gamma distribution, and 10
-games of each network on top. Games follow a gamma distribution too, with a deviation of 270 (DQN) or 145 points (PPO). The
-shock is of one network of each seed, before the cut and after it. Each dense run has an A/A twin, or three forks like every
-arm (forks 3).
+A run's return is the mean of its arm, plus a deviation of its seed, plus one of its own. Both deviations are shares of the
+mean.
+
+                                    DQN     PPO     from
+    of a seed, all its runs        3.1 %   3.1 %    a third of the variance between five seeds of Dopamine's DQN
+    own, return after the cut      4.4 %   7.5 %    the other two thirds; four A/A pairs
+    own, late return                 5 %    13 %
+    own, one tenth                   4 %     9 %    one A/A pair; four
+    own, final network and shock    20 %    13 %    a gamma distribution, with 10 games of each network on top
+
+Games follow a gamma distribution too, with a deviation of 270 points (DQN) or 145 (PPO). The shock is of one network of each
+seed, before the cut and after it. Each dense run has an A/A twin, or three forks like every arm (forks 3).
 
 First table: shares of the studies whose 95 % interval covers the truth, and shares of false statements.
 
-    mean, difference, change   an arm's mean, its paired difference in points and in per cent of dense; the loss is 10 %, of the
-                               shock and of a tenth, the first one after the cut, 50 %
+    mean, difference, change   an arm's mean, and its paired difference in points and in per cent of dense. The loss is 10 %; of
+                               the shock and of a tenth (the first one after the cut) it is 50 %
     simultaneous               all exploratory arms and trends of a study at once
-    deviation, equals          how far the difference that the declared test is of deviates between seeds, from arms by seeds
-                               and from equal continuations; the seeds needed are computed from their ends
-    games_0, games_50          the mean over seeds of the interquartile mean over four games, which are correlated so much
-                               within a seed, in per cent
-    one_network                the mean return of one network over 10 games, and 100 of no skill (table of its own)
+    deviation, equals          how far the difference in the declared test deviates between seeds: from arms by seeds, and from
+                               equal continuations. The seeds needed are computed from the ends of these intervals
+    games_0, games_50          the mean over seeds of the interquartile mean over four games, whose correlation within a seed is
+                               0 or 50 %
+    one_network                the mean return of one network over 10 games, and of no skill over 100 (a table of its own)
     false_yes, false_no        the declared answer is yes, or no, where exactly the margin is lost (2.5 % allowed each)
     ever_yes                   the same, read after each seed from the third on: the answer is yes at least once
     false_alarm                any exploratory comparison shows a loss or gain where there is none (5 % allowed)
-    withheld                   changes without an interval, since dense is not surely above 0
+    withheld                   changes without an interval, because dense is not surely above 0
 
 Second table: the share of studies whose declared answer is yes, where nothing and where 5 % is lost.
 """
@@ -74,7 +79,7 @@ def around_one(rng, deviation: float, shape: tuple) -> np.ndarray:
 
 
 def runs(rng, algorithm: str, quantity: str, studies: int, seeds: int, forks: int, losses, interaction: float = 0.0) -> list:
-    """For each arm the value of each run: (studies, seeds, runs). First comes dense, or of the shock the network before it."""
+    """For each arm the value of each run, (studies, seeds, runs). First comes dense or, for a shock, its network before it."""
     seed, own, arms = rng.normal(0, SHARED, (studies, seeds, 1)), OWN[algorithm][quantity], []
     if quantity == "shock":
         seed = (1 + seed) * around_one(rng, own, seed.shape) - 1
@@ -95,13 +100,13 @@ def share(holds: np.ndarray) -> float:
 
 
 def covered(interval: tuple, truth) -> np.ndarray:
-    """Whether each interval covers the truth; one that was withheld says nothing false."""
+    """Whether each interval covers the truth. One that was withheld says nothing false."""
     _, low, high = interval
     return ((low <= truth) & (truth <= high)) | np.isnan(low)
 
 
 def exploratory(arms: list, rates: list[float]) -> list[tuple]:
-    """Scores and references of each comparison of a study: both criteria at every rate but the declared arm, and two trends."""
+    """Scores and references of a study's exploratory comparisons: every arm but the declared one, and two trends."""
     dense, *others = (arm.mean(-1) for arm in arms)
     pairs = [(scores, dense) for k, scores in enumerate(others) if k != rates.index(0.5)]
     for criterion in (others[: len(rates)], others[len(rates) :]):

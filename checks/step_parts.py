@@ -1,9 +1,9 @@
-"""Where a step of all games goes: microseconds of each of its parts alone, of one whole update, and of its mask.
+"""How long the parts of a step of all games take: microseconds of each part alone, of one whole update, and of its mask.
 
     python -m checks.step_parts --algorithm dqn
 
 The parts are the emulator, acting, and learning (its passes through the network alone). On a GPU each is a graph replay. The
-bound is the time below which a step cannot come: its parts in turn. Only a DQN on a GPU learns while the emulator steps.
+bound is the sum of the parts that can't overlap: no step can be faster. Only a DQN on a GPU learns while the emulator steps.
 checks.benchmark compares the bound with the step of a whole run. The last two lines are one measurement of health, in a run of
 2M agent steps and in one of 1M.
 """
@@ -43,7 +43,7 @@ class Args:
 
 
 def microseconds(function: Callable, repeats: int, cuda: bool) -> float:
-    """Of one call, after three that warm up."""
+    """Microseconds of one call, after three that warm up."""
     for _ in range(3):
         function()
     if cuda:
@@ -133,8 +133,10 @@ def health(args: Args, total_timesteps: int) -> float:
 
 
 def bound(algorithm: str, us: dict[str, float], cuda: bool) -> float:
-    """Microseconds below which a step of all games cannot come: its parts in turn, but for DQN's learning on a GPU, during
-    which the emulator's threads have the CPU for themselves."""
+    """Microseconds that a step of all games takes at least: the sum of its parts.
+
+    On a GPU a DQN learns while the emulator steps, so only the longer of these two counts.
+    """
     if cuda and algorithm == "dqn":
         return us["acting"] + max(us["emulator"], us["learning"])
     return us["emulator"] + us["acting"] + us["learning"]

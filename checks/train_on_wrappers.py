@@ -2,7 +2,7 @@
 
     python -m checks.train_on_wrappers --prune-type none --precision fp32
 
-The run can't be resumed. Its evaluations play the script's own games. Its folder is named after ppo_on_wrappers.
+The run can't be resumed. Its evaluations play the games of the script. Its folder is named after ppo_on_wrappers.
 """
 
 from dataclasses import replace
@@ -20,12 +20,12 @@ from prune_utils.games import AtariGames, Game, Step
 
 
 def resized_then_grey(frame: np.ndarray) -> np.ndarray:
-    """As the wrappers of Gymnasium 0.29 that CleanRL uses. Those of 1.x weigh the colours a little differently."""
+    """The order of the Gymnasium 0.29 wrappers that CleanRL uses. Those of 1.x weigh the colours a little differently."""
     return cv2.cvtColor(cv2.resize(frame, (84, 84), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
 
 
 def make_env(env_id: str) -> gym.Env:
-    """CleanRL's make_env without ClipRewardEnv, for the script clips rewards itself."""
+    """CleanRL's make_env without ClipRewardEnv, because the script clips rewards itself."""
     env = RecordEpisodeStatistics(gym.make(env_id))
     env = EpisodicLifeEnv(MaxAndSkipEnv(NoopResetEnv(env, noop_max=30), skip=4))
     if "FIRE" in env.unwrapped.get_action_meanings():

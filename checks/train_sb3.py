@@ -1,4 +1,4 @@
-"""Train stable-baselines3 with CleanRL's hyperparameters and print a line each 128 steps of all games once it learns.
+"""Train stable-baselines3 with CleanRL's hyperparameters, and print a line each 128 steps of all games once it learns.
 
     python -m checks.train_sb3 dqn --num-envs 8
 

@@ -49,7 +49,7 @@ class Args:
 
 
 def check_out(option: str, *files: Path, model: Path | None = None) -> None:
-    """Raise UserError unless each file can be written and is neither the model nor a run's own; the first one is named."""
+    """Raise UserError unless each file can be written and is neither the model nor a file of a run. It names the first."""
     models = {path.resolve() for path in (model, *(folder_of(model) / name for name in MODELS))} if model else set()
     for file in files:
         check_file(option, file)
@@ -65,12 +65,12 @@ def folder_of(model: Path) -> Path:
 
 
 def recorded_options(model: Path) -> dict:
-    """The options of the run that saved a model; empty where they are not known."""
+    """The options of the run that saved a model; empty if they are not known."""
     return read_config(folder_of(model)).get("options", {})
 
 
 def load(model: Path | str, network_class: type[nn.Module], env_id: str | None = None) -> tuple[nn.Module, str]:
-    """The network of a saved model, as its run evaluated it, and its game. Raises UserError for a file of anything else."""
+    """The network of a saved model, as its run evaluated it, and its game. Raises UserError for any other file."""
     model = Path(model)
     if not model.exists():
         raise UserError(f"MODEL must be a run folder or a model file, got {model}: no such file")

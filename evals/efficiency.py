@@ -3,10 +3,16 @@
     python -m evals.efficiency RUN... --csv costs.csv       # best on an idle machine
     python -m analysis.costs costs.csv --figure costs.png   # from which sparsity on each form pays, and a figure
 
-Forms of the same function in fp32: `dense`, model.pt as trained, zeros in place; `packed`, the same network from
-model_packed.npz; `csr`, its linear layers as CSR with 32-bit indices; `without_dead_units`, units that can't matter taken out
-of it; with --onnx also `onnx`, the last one in ONNX Runtime. On a GPU of compute capability 8.0 or more also two in half
-precision, timed only: `dense, fp16`, and `2:4, fp16`, fc1 with the two largest of each four weights, which is another function.
+The forms are the same function in fp32:
+
+    dense                 model.pt as trained, zeros in place
+    packed                the same network, from model_packed.npz
+    csr                   its linear layers as CSR with 32-bit indices
+    without_dead_units    without units that can't matter
+    onnx                  the last one in ONNX Runtime, with --onnx
+
+On a GPU of compute capability 8.0 or more, two more are timed in half precision. One is `dense, fp16`. The other, `2:4, fp16`,
+keeps the two largest of each four weights of fc1, so it is another function.
 """
 
 import copy
@@ -74,7 +80,7 @@ def with_csr(network: nn.Module) -> nn.Module:
 
 
 def with_two_of_four(network: nn.Module) -> nn.Module:
-    """An fp16 network's fc1 as NVIDIA's 2:4 semi-structured matrix: the two largest of each four weights. Another function."""
+    """An fp16 network whose fc1 is NVIDIA's 2:4 matrix, with the two largest of each four weights. Another function."""
     network = copy.deepcopy(network)
     fours = network.fc1.weight.detach().view(-1, 4)
     pairs = torch.zeros_like(fours).scatter_(1, fours.abs().topk(2).indices, 1.0)
@@ -84,13 +90,13 @@ def with_two_of_four(network: nn.Module) -> nn.Module:
 
 
 def resident_bytes(t: torch.Tensor) -> int:
-    """Bytes of a tensor in memory, the indices of a sparse one included."""
+    """Bytes of a tensor in memory, with the indices of a sparse one."""
     parts = (t.values(), t.crow_indices(), t.col_indices()) if t.layout == torch.sparse_csr else (t,)
     return sum(part.numel() * part.element_size() for part in parts)
 
 
 def latencies(forms: dict[str, Callable], batch: int, calls: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each of so many forward passes of each form, in turn round by round: what drifts, drifts for all."""
+    """Seconds of each of `calls` forward passes of each form. The forms take turns, so that slow drifts meet all of them."""
     obs = torch.randint(256, (batch, 4, 84, 84), dtype=torch.uint8, device=device)
     times: dict[str, list[float]] = {name: [] for name in forms}
 

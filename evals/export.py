@@ -55,10 +55,11 @@ def real_frames(env_id: str, steps: int) -> torch.Tensor:
 
 @torch.no_grad()
 def without_dead_units(network: nn.Module) -> nn.Module:
-    """A copy without the channels and hidden units that no input or no output is left of: the same function, to rounding.
+    """A copy without the channels and hidden units that have no input or no output left. Up to rounding, the same function.
 
-    A unit without incoming weights is the constant relu(bias), which goes into the biases of the layers that read it: no
-    convolution here pads, so that each output sees the whole of its kernel. A removal can leave other units dead: repeat.
+    A unit without incoming weights is the constant relu(bias). It is added to the biases of the layers that read it, which is
+    exact because no convolution here pads: each output sees the whole of its kernel. A removal can leave other units dead, so
+    it repeats.
     """
     network = copy.deepcopy(network)
     removed = True
@@ -99,7 +100,7 @@ def onnx_bytes(network: nn.Module) -> bytes:
 
 
 def onnx_network(data: bytes, num_threads: int = 0) -> Callable[[torch.Tensor], list[np.ndarray]]:
-    """What runs an ONNX file: frames to its outputs, on so many threads of the CPU (0: all)."""
+    """What runs an ONNX file, on so many CPU threads (0: all): frames to its outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

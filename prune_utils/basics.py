@@ -34,7 +34,7 @@ def check(holds: bool, option: str, rule: str, value) -> None:
 
 
 def check_file(option: str, path: Path) -> None:
-    """Raise UserError unless a file can be written there, which is asked before hours of work for it."""
+    """Raise UserError unless a file can be written there. To be asked before hours of work go into it."""
     writable = os.access(path.parent, os.W_OK | os.X_OK) and not path.is_dir()
     writable = writable and (not path.exists() or os.access(path, os.W_OK))
     check(writable, option, "be a file in a folder that can be written", path)
@@ -72,9 +72,9 @@ GROUPS = {
 
 
 def parse_options(options: Callable, description: str, words: list[str] | None = None):
-    """An instance of a flat dataclass of options from the command line, with its docstrings as help, in groups.
+    """Options from the command line: an instance of a flat dataclass, whose docstrings are the help, shown in groups.
 
-    tyro makes groups of nested dataclasses only, so they are nested for it, without prefixes on the flags.
+    tyro makes groups of nested dataclasses only. So the fields are nested for it, with flags that have no prefix.
     """
     texts = {option.arg_name: option.description for option in docstring_parser.parse_from_object(options).params}
     groups: dict[str, list] = {"algorithm": [], **{title: [] for title in GROUPS}}
@@ -88,22 +88,22 @@ def parse_options(options: Callable, description: str, words: list[str] | None =
 
 
 def derive_seed(seed: int, purpose: str) -> int:
-    """A seed below 2**30 of its own for each purpose, so that no two parts of a run share a random stream."""
+    """A seed below 2**30 for a purpose. Each purpose has its own, so no two parts of a run share a random stream."""
     return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4], "big") >> 2
 
 
 @contextmanager
 def seeded(seed: int):
-    """Seed torch's global CPU generator inside the block, for library code that draws from it, and restore it after."""
+    """Seed torch's global CPU generator inside the block, for library code that draws from it; restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def write_atomically(path: Path, data: bytes | memoryview, keep_previous: bool = False) -> None:
-    """A reader, or a crash, finds the old file or the whole new one, never a part.
+    """Write a file so that a reader, or a crash, finds the old file or the whole new one.
 
-    With keep_previous the old one stays as NAME_previous; for a moment, between two renames, it is the only one.
+    With keep_previous the old file stays as NAME_previous. For a moment, between two renames, it is the only one.
     """
     part = path.with_name(path.name + ".part")
     try:

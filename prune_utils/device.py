@@ -32,7 +32,7 @@ def uses_cuda(cuda: bool) -> bool:
 
 
 def resolve(cuda: bool, precision: str, num_threads: int, recorded: dict) -> dict:
-    """What the options turn into on this machine. A run that resumes or forks keeps its recorded precision and threads."""
+    """What the options become on this machine. A run that resumes or forks keeps its recorded precision and threads."""
     device = "cuda" if uses_cuda(cuda) else "cpu"
     tf32 = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # fp32 products with 11 significant bits, faster
     rule = "be auto, bf16 or fp32 where no GPU of compute capability 8.0 or more is used"
@@ -58,7 +58,7 @@ def configure(num_threads: int, precision: str, deterministic: bool) -> None:
 
 @contextmanager
 def true_fp32() -> Iterator[None]:
-    """Context manager and decorator: TF32 is off inside, and as before afterwards."""
+    """Context manager and decorator: TF32 is off inside and restored afterwards."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False
@@ -69,7 +69,7 @@ def true_fp32() -> Iterator[None]:
 
 
 def device_name(device: str) -> str:
-    """Model of the GPU or the CPU: the same bits are promised on the same model only."""
+    """Model of the GPU or the CPU. The same bits are promised on the same model only."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpus = Path("/proc/cpuinfo")
@@ -78,7 +78,7 @@ def device_name(device: str) -> str:
 
 
 def memory(root: Path = Path("/")) -> tuple[int, int]:
-    """Bytes that are free, and that there are at all, for this process: on the machine and in each cgroup around it."""
+    """Free and total bytes of memory for this process: the least of the machine's and those of each cgroup around it."""
     meminfo = root / "proc" / "meminfo"
     if not meminfo.exists():  # no Linux
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -106,7 +106,7 @@ def memory(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def memory_bytes(cuda: bool) -> int:
-    """Memory that a run has here, of its GPU or of the machine: all of it, whatever other runs hold now."""
+    """All memory of the GPU, or of the machine, that a run uses here, whatever other runs hold now."""
     return torch.cuda.mem_get_info()[1] if uses_cuda(cuda) else memory()[1]
 
 
@@ -139,9 +139,9 @@ class PreallocatedAdam(torch.optim.Adam):
 
 
 class Inbox:
-    """Arrays that the host fills and the device reads, at addresses that stay; on a GPU one copy brings all of them.
+    """Arrays that the host fills and the device reads. Their addresses stay, and on a GPU one copy sends all of them.
 
-    `inbox[name]` lies on the device; `put(name=array, ...)` fills and sends, on a GPU from pinned memory. That memory must not
+    `inbox[name]` lies on the device. `put(name=array, ...)` fills and sends, on a GPU from pinned memory. That memory must not
     be filled again before the copy is done: read a number computed from it back to the host first.
     """
 
@@ -171,8 +171,8 @@ def graphed(device: torch.device, changes: tuple = ()) -> Callable:
     """Decorator: on a GPU a call replays a CUDA graph of the function, captured at its first call; on a CPU it is the function.
 
     The function works on tensors that stay where they are, and its outputs are overwritten by its next call. Its arguments are
-    constants: each value has a graph of its own. `changes` names what the function changes (modules, optimizers, tensors,
-    generators), so that the calls which warm it up can be undone. `recapture()` forgets the graphs: after a cut they are stale.
+    constants: each value gets a graph of its own. `changes` names what the function changes (modules, optimizers, tensors,
+    generators), so that its warm-up calls can be undone. `recapture()` forgets the graphs, which are stale after a cut.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -194,7 +194,7 @@ def graphed(device: torch.device, changes: tuple = ()) -> Callable:
 
 
 def capture(function: Callable, changes: tuple) -> tuple[torch.cuda.CUDAGraph, object]:
-    """A CUDA graph of the function and its outputs; weights, moments and generators are as they were before."""
+    """A CUDA graph of the function and its outputs. Weights, moments and generators end as they were before."""
     generators = [part for part in changes if isinstance(part, torch.Generator)]
     tensors = [t for part in changes if not isinstance(part, torch.Generator) for t in tensors_of(part)]
     before, states = [t.clone() for t in tensors], [g.get_state() for g in generators]
@@ -225,7 +225,7 @@ def tensors_of(part) -> list[torch.Tensor]:
 
 # -------------------------------------------------------------------------------------------------------------- networks
 def scaled(obs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 frames as [0, 1] in dtype, channels last; frames that are scaled already as they are."""
+    """uint8 frames as [0, 1] in dtype, channels last. Frames that are scaled already stay as they are."""
     if obs.is_floating_point():
         return obs
     return obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255)
@@ -234,8 +234,9 @@ def scaled(obs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 class FoldedConv2d(nn.Conv2d):
     """nn.Conv2d with space-to-depth along the rows: `stride` pixels are read as one with `stride` times the channels.
 
-    Views alone, if all is channels last. The same sums, but oneDNN takes gradients of a layer without horizontal stride up to
-    1.4 times as fast in fp32 and 1.2 in bf16 (results/LOG.md). The stride has to divide the width of input and kernel.
+    Views alone, if all is channels last. The sums are the same, but oneDNN computes gradients of a layer without horizontal
+    stride up to 1.4 times as fast in fp32 and 1.2 in bf16 (results/LOG.md). The stride has to divide the width of input and
+    kernel.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -250,7 +251,7 @@ class FoldedConv2d(nn.Conv2d):
 
 
 def fp32_copy(network: nn.Module) -> nn.Module:
-    """A copy in contiguous fp32, as a reader of model.pt would build it: what is evaluated."""
+    """A copy in contiguous fp32, as a reader of model.pt would build it. It is what evaluations play."""
     network = copy.deepcopy(network).float()
     for p in network.parameters():
         p.data = p.data.contiguous()
@@ -260,9 +261,9 @@ def fp32_copy(network: nn.Module) -> nn.Module:
 def low_precision(network: nn.Module, dtype: torch.dtype, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
     """What computes: in fp32 the network itself, else a copy in dtype whose gradients arrive at the network in fp32.
 
-    The network keeps the master weights (https://arxiv.org/abs/1710.03740). The copy is renewed by itself after each step of
-    the optimizer and each load_state_dict of the network. Its HEADS are shared with the network and stay fp32: values between
-    2 and 4 would come in steps of 1/64 in bf16.
+    The network keeps the master weights (https://arxiv.org/abs/1710.03740). The copy renews itself after each step of the
+    optimizer and each load_state_dict of the network. Its HEADS are shared with the network and stay fp32: in bf16, values
+    between 2 and 4 would come in steps of 1/64.
     """
     if dtype == torch.float32:
         return network

@@ -28,9 +28,9 @@ def play(
     """Play eval_episodes whole games; rows of episode, seed, return (unclipped), length (agent steps) and truncated.
 
     Environment k of at most ENVIRONMENTS starts from seed + k and plays games k, k + ENVIRONMENTS and so on. How many each one
-    plays is settled in advance, since the first games to finish are the short ones. Environments that are done play on without
-    being counted: in a smaller batch the other rows would be rounded otherwise. `each_step` gets the actions of each step, of
-    games that no longer count too; it may raise to end the evaluation.
+    plays is settled in advance, since the first games to finish are the short ones. An environment that is done plays on
+    uncounted, because a smaller batch would change the rounding of the other rows. `each_step` gets the actions of each step,
+    those of uncounted games too. It may raise to end the evaluation.
     """
     at_once = min(eval_episodes, ENVIRONMENTS)
     games, played = AtariGames(env_id, at_once, seed, num_threads), [0] * at_once
@@ -51,7 +51,7 @@ def play(
 @torch.no_grad()
 @true_fp32()
 def observe(policy: Policy, env_id: str, steps: int, seed: int, num_threads: int = 0) -> torch.Tensor:
-    """Observations (2 * steps, 4, 84, 84) uint8 of two games from their start on."""
+    """Observations (2 * steps, 4, 84, 84) uint8 of two games, each from its start."""
     games, seen = AtariGames(env_id, 2, seed, num_threads), []  # a start takes as long as 50 steps
     for _ in range(steps):
         seen.append(torch.from_numpy(games.obs.copy()))
@@ -95,7 +95,7 @@ def multiply_adds(network: nn.Module) -> dict[str, int]:
 def record_video(policy: Policy, env_id: str, seed: int, path: Path) -> float:
     """Play one game in colour with the stable-baselines3 wrappers, write it as an mp4 at 15 frames per second; its score.
 
-    Raises OSError where that fails, and writes nothing then.
+    Raises OSError if that fails, and then writes nothing.
     """
     part = path.with_name(path.name + ".part")
     try:

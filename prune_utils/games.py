@@ -46,7 +46,7 @@ class Step(NamedTuple):
 class AtariGames:
     """num_envs games stepped together: frame skip 4 with max-pool, 84x84 grey, stack of 4, life loss as termination.
 
-    Same-step autoreset: every row is a real step, and the row of a game that ended shows the first frames of the next one.
+    Same-step autoreset: every row is a real step. The row of a game that ended shows the first frames of the next one.
     """
 
     def __init__(self, env_id: str, num_envs: int, seed: int, num_threads: int = 0, max_frames: int = 108_000):
@@ -110,9 +110,9 @@ class AtariGames:
     def load_state_dict(self, state: dict) -> None:
         """Play the games in progress again, aligned at their end: the emulator can't be saved, but it repeats itself.
 
-        Without sticky actions a game depends on its seed, on the number of no-op counts drawn since (one per reset) and on
-        its actions. Games that have not begun yet play no-ops. Raises OSError if the games do not show the frames that
-        they showed when they were saved.
+        Without sticky actions a game depends on its seed, its actions and how many no-op counts were drawn before (one per
+        reset). Games that have not begun yet play no-ops. Raises OSError if the games do not show the frames that they showed
+        when saved.
         """
         self.seed, self.resets = state["seed"], np.array(state["resets"])
         self.histories = [bytearray.fromhex(history) for history in state["histories"]]

@@ -11,9 +11,9 @@ from prune_utils.shrink import hidden_layers
 
 
 def dormant_share(activations: torch.Tensor, tau: float = 0.025) -> float:
-    """Share of dormant units: those with mean |h_i| <= tau * the mean of that over the units of the layer.
+    """Share of dormant units: those whose mean |h_i| is at most tau times the mean over the units of the layer.
 
-    `activations` (n, units, ...) after the ReLU; the mean is over observations and positions. Sokar et al. 2023
+    `activations` (n, units, ...) are taken after the ReLU, and means are over observations and positions. Sokar et al. 2023
     (https://arxiv.org/abs/2302.12902), equation 1. In a layer without any activation every unit is dormant.
     """
     means = activations.abs().transpose(0, 1).flatten(1).mean(dim=1)  # (units,)
@@ -21,7 +21,7 @@ def dormant_share(activations: torch.Tensor, tau: float = 0.025) -> float:
 
 
 def effective_rank(features: torch.Tensor, delta: float = 0.01) -> int:
-    """The least k whose k largest singular values sum up to 1 - delta of all; 0 for a matrix of zeros.
+    """The least k whose k largest singular values sum to at least 1 - delta of the sum of all; 0 for a matrix of zeros.
 
     `features` (n, units). Kumar et al. 2021 (https://arxiv.org/abs/2010.14498), srank.
     """
@@ -33,10 +33,10 @@ def effective_rank(features: torch.Tensor, delta: float = 0.01) -> int:
 @torch.no_grad()
 @true_fp32()
 def measure(network: nn.Module, obs: torch.Tensor) -> dict[str, float]:
-    """Health of a network on observations (n, 4, 84, 84): of each hidden layer, of the last features, weights and outputs.
+    """Health of a network on observations (n, 4, 84, 84): of hidden layers, last features, weights and outputs.
 
     weight_norm is the L2 norm of all weights and biases, feature_norm the mean L2 norm of the last hidden features. The
-    network's `output_health` adds statistics of its outputs. Raises FloatingPointError where those are not finite.
+    network's `output_health` adds statistics of its outputs. Raises FloatingPointError if those are not finite.
     """
     activations: dict[str, torch.Tensor] = {}
     hooks = [

@@ -1,4 +1,4 @@
-"""One call feeds curves.csv, TensorBoard and W&B; and the progress bar."""
+"""One call feeds curves.csv, TensorBoard and W&B. The progress bar is here too."""
 
 import json
 import math
@@ -44,14 +44,14 @@ LAYOUT = {
 
 
 class Log:
-    """Curves of a run. Clocks, which never repeat, go to TensorBoard and W&B only: the bytes of curves.csv repeat."""
+    """Curves of a run. Clocks never repeat, so they go to TensorBoard and W&B only, and the bytes of curves.csv repeat."""
 
     def __init__(
         self, folder: Path, config: dict, arm: dict, saved: dict | None, global_step: int, forked: bool, check_folder: Callable
     ):
-        """`saved` is the state_dict of this run, or of the dense run that it was forked from, at global_step.
+        """`saved` is the state_dict of this run at global_step or, in a new fork, that of its dense run.
 
-        `check_folder` raises where the folder is no longer this run's: TensorBoard opens its file by name for every row.
+        `check_folder` raises if the folder is no longer this run's. TensorBoard opens its file by name for every row.
         """
         self.check_folder = check_folder
         self.rows = [saved["curves"] if saved else "global_step,tag,value\n"]
@@ -101,7 +101,7 @@ class Log:
 
     @contextmanager
     def wandb_may_fail(self):
-        """W&B never stops a run: its client is a process of its own, which may not start or may die."""
+        """W&B never stops a run. Its client is a process of its own, which may not start, or may die."""
         try:
             yield
         except Exception as error:

@@ -32,7 +32,7 @@ from prune_utils.games import atari_spec
 from prune_utils.log import Log
 
 CRITERIA = ("l1", "random", "l1-structured", "random-structured")
-"""what --prune-type can remove by, beside `none`: for sweeps and analysis; the scripts have the same"""
+"""criteria of --prune-type, without `none`, for sweeps and analysis; the scripts list the same"""
 NEUTRAL = {"runs_dir", "run_name", "overwrite", "track", "wandb_project_name", "wandb_entity", "capture_video", "save_model"}
 NEUTRAL |= {"checkpoint_minutes", "fork_from", "until_cut"}
 """options that do not shape a result"""
@@ -41,11 +41,11 @@ OF_THE_CUT = {"prune_type", "prune_rate", "prune_cuts", "prune_until", "prune_sc
 FORMAT = 5  # of checkpoints; others are refused
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_previous.pt")
 HEALTH_STEPS = 1_000_000
-"""agent steps of the shortest run that measures health every tenth: there it takes about 1 % of the time (PPO on a CPU)"""
+"""agent steps of the shortest run that measures health every tenth, where it takes about 1 % of the time (PPO on a CPU)"""
 RESULTS = ("summary.json", "model.pt", "model_packed.npz", "eval.csv", "curves.csv", "final.mp4", "prune_point.pt")
 WHOLE_FILES = (*RESULTS, *CHECKPOINTS, "source", "source.py")  # source.py: of earlier versions
 OWN_FILES = (*WHOLE_FILES, "events.out.tfevents.*", "config.json.part", *(f"{name}.part" for name in WHOLE_FILES))
-"""what a run writes and may delete, beside WANDB_FILES; nothing else in its folder is ever touched"""
+"""what a run writes and may delete, beside WANDB_FILES; it touches nothing else in its folder"""
 WANDB_FILES = ("wandb", "wandb_id")
 WANDB_MODES = ("online", "offline", "shared", "disabled")
 MOMENTS = {"before_prune": "before the cut", "after_prune": "right after the cut", "final": "at the end"}
@@ -113,7 +113,7 @@ def arm(algorithm: str, options: dict) -> dict:
 
 
 def identity(config: dict) -> dict:
-    """The options and resolved values of a config that shape a result; without a cut, its options do not."""
+    """The options and resolved values of a config that shape a result. Those of a cut count only if there is one."""
     options, unused = config["options"], set()
     if options["prune_type"] == "none":
         unused = OF_THE_CUT - {"prune_type", "fork_seed"}
@@ -123,7 +123,7 @@ def identity(config: dict) -> dict:
 
 
 def differences(old: dict, new: dict, ignored: set[str] = frozenset()) -> str:
-    """In what two identities differ, of the names that both have."""
+    """How two identities differ, in the names that both have."""
     names = [name for name in new if name in old and name not in ignored and old[name] != new[name]]
     texts = {name: f"{name} {old[name]} -> {new[name]}" for name in names}
     if (name := "source_sha256") in texts:
@@ -132,7 +132,7 @@ def differences(old: dict, new: dict, ignored: set[str] = frozenset()) -> str:
 
 
 def other_options(args, ignored: set[str] = frozenset()) -> list[str]:
-    """What a name says of options that shape the result and are not at their default, beside game, script, arm and seed."""
+    """The part of a name for options that shape the result, are not at their default, and are not named otherwise."""
     options = asdict(args)
     of_arm = {"exp_name", "seed", "env_id", "prune_type", "prune_rate", "prune_cuts", "fork_seed"}
     shaping = identity({"options": options, "resolved": {}}).keys() - of_arm - ignored
@@ -140,7 +140,7 @@ def other_options(args, ignored: set[str] = frozenset()) -> list[str]:
 
 
 def wandb_group(algorithm: str, args) -> str:
-    """Runs that differ by their seed only, or by the machine and the number of evaluation games, are one group."""
+    """The W&B group: runs that differ only by seed, machine or number of evaluation games."""
     ignored = {"cuda", "precision", "num_threads", "torch_deterministic", "eval_episodes"}
     names = [args.env_id, algorithm, arm(algorithm, asdict(args))["arm"], *other_options(args, ignored)]
     return shortened("__".join(names), 128)
@@ -153,12 +153,12 @@ def default_run_name(args) -> str:
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of at most so many characters; a hash takes the place of what is cut off."""
+    """A name of at most so many characters. A hash takes the place of what is cut off."""
     return name if len(name) <= most else f"{name[: most - 20]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def read_config(folder: Path) -> dict:
-    """config.json of a run folder; empty where there is none that a run could have written."""
+    """config.json of a run folder; empty where there is none, or none that a run could have written."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         return config if isinstance(config["options"], dict) and isinstance(config["resolved"], dict) else {}
@@ -177,14 +177,14 @@ def source_files(script: Path) -> list[Path]:
 
 # ----------------------------------------------------------------------------------------------------------- checkpoints
 def state_of(part):
-    """What a checkpoint keeps of a part of a run: a generator, a tensor, a dictionary of tensors, or what has a state_dict."""
+    """What a checkpoint keeps of a part of a run: a generator, tensor, dictionary of tensors, or object with a state_dict."""
     if isinstance(part, torch.Generator):
         return part.get_state()
     return part if isinstance(part, (torch.Tensor, dict)) else part.state_dict()
 
 
 def restore(part, saved, device: torch.device) -> None:
-    """Put a part back into a saved state, in place; a dictionary gets new tensors."""
+    """Put a part back into a saved state, in place. A dictionary gets new tensors."""
     if isinstance(part, torch.Generator):
         part.set_state(saved)
     elif isinstance(part, torch.Tensor):
@@ -196,9 +196,9 @@ def restore(part, saved, device: torch.device) -> None:
 
 
 def load_checkpoint(path: Path) -> dict | None:
-    """A checkpoint with every checksum verified and its `file`, or the one before if it is broken; None where there is none.
+    """A checkpoint, with every checksum verified, and its `file`. If it is broken, the one before; None where there is none.
 
-    Raises OSError where there are files but no good one.
+    Raises OSError if there are files but no good one.
     """
     found = [file for file in (path, path.with_stem(path.stem + "_previous")) if file.exists()]
     for file in found:
@@ -221,7 +221,7 @@ def load_checkpoint(path: Path) -> dict | None:
 
 
 def is_prune_point(checkpoint: dict) -> bool:
-    """Whether a checkpoint is that of a dense run from scratch, before its cut; a config, which has no cuts_done, never is."""
+    """Whether a checkpoint is of a dense run from scratch, before its cut. A config never is: it has no cuts_done."""
     options = checkpoint["options"]
     return options["prune_type"] == "none" and options["fork_from"] is None and not checkpoint.get("cuts_done", 1)
 
@@ -236,8 +236,8 @@ class Run:
     def __init__(self, args, algorithm: str, script: str):
         """Open and lock the folder that the options name, and load its checkpoint.
 
-        Raises UserError where the folder can't be written, holds something else or a run of other options, and where a fork
-        does not match its parent; Busy where another process holds the folder.
+        Raises UserError if the folder can't be written, if it holds other files or a run of other options, or if a fork does
+        not match its parent. Raises Busy if another process holds the folder.
         """
         self.args, self.algorithm, self.script = args, algorithm, Path(script).resolve()
         self.folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
@@ -296,13 +296,13 @@ class Run:
         self.listen()
 
     def find(self) -> tuple[dict, bool, bool]:
-        """What an earlier process left in the folder: its config, whether it finished, whether there is a checkpoint."""
+        """What an earlier process left in the folder: its config, whether it finished, and whether there is a checkpoint."""
         config = {} if self.args.overwrite else read_config(self.folder)
         finished = bool(config) and (self.folder / "summary.json").exists()
         return config, finished, bool(config) and any((self.folder / name).exists() for name in CHECKPOINTS)
 
     def describe(self, recorded: dict) -> None:
-        """The run's config: its options and what they turn into here; results repeat only where these agree."""
+        """Make the run's config: its options, and what they become here. Results repeat only where both agree."""
         resolved = device.resolve(self.args.cuda, self.args.precision, self.args.num_threads, recorded)
         self.source = {file.relative_to(self.script.parent): file.read_bytes() for file in source_files(self.script)}
         digest = hashlib.sha256(b"".join(self.source.values())).hexdigest()
@@ -311,12 +311,12 @@ class Run:
         self.config |= {"device_name": device.device_name(resolved["device"])}
 
     def changes(self, other: dict, ignored: set[str] = frozenset()) -> str:
-        """In what this run differs from a config or a checkpoint; an option that it did not know had its default."""
+        """How this run differs from a config or a checkpoint. An option that the other did not know had its default there."""
         defaults = {field.name: field.default for field in fields(self.args)}
         return differences(identity(other | {"options": defaults | other["options"]}), identity(self.config), ignored)
 
     def compare(self, other: dict, option: str, rule: str) -> None:
-        """Raise UserError where a config or a checkpoint is of another run than this, or than the parent of this fork."""
+        """Raise UserError if a config or checkpoint is neither of this run nor of the parent of this fork."""
         check(other["algorithm"] == self.algorithm, option, rule, f"algorithm {other['algorithm']} -> {self.algorithm}")
         changed = self.changes(other, OF_THE_CUT if self.parent and is_prune_point(other) else frozenset())
         check(not changed, option, rule, changed)
@@ -337,7 +337,7 @@ class Run:
             raise Busy(f"{self.folder} is in use by another process") from None
 
     def begin(self, obsolete: tuple[str, ...]) -> None:
-        """Start the folder anew: config and source and, in a fork, the parent's prune point as its first checkpoint."""
+        """Start the folder anew: config, source and, in a fork, the parent's prune point as first checkpoint."""
         describe = ["git", "-C", str(self.script.parent), "describe", "--always", "--dirty"]
         git = subprocess.run(describe, capture_output=True, text=True).stdout.strip() if shutil.which("git") else None
         git = read_config(self.script.parent.parent).get("git", git)  # a run folder knows of which commit its copy is
@@ -362,7 +362,7 @@ class Run:
         return derive_seed(self.args.seed, purpose)
 
     def mask_seed(self) -> int:
-        """The seed of the cut that comes next; a fork with a seed of its own draws other masks."""
+        """The seed of the cut that comes next. A fork with a seed of its own draws other masks."""
         purpose = "mask" if self.args.fork_seed is None else f"mask of fork {self.args.fork_seed}"
         return self.seed(f"{purpose}, cut {self.cuts_done}" if self.cuts_done else purpose)
 
@@ -371,11 +371,11 @@ class Run:
         return torch.Generator(self.device).manual_seed(self.seed(purpose))
 
     def saved_part(self, name: str) -> dict:
-        """A dictionary that a checkpoint holds, for what must be known before the rest can be restored; empty without one."""
+        """A dictionary of the checkpoint that is needed before the other parts are restored; empty without a checkpoint."""
         return {key: t.to(self.device) for key, t in self.checkpoint["parts"][name].items()} if self.checkpoint else {}
 
     def resume(self, parts: dict) -> int:
-        """Register the parts of every checkpoint, restore them if there is one, start the log; the agent step to go on from."""
+        """Register what checkpoints hold, restore it if there is one, start the log. Returns the agent step to go on from."""
         self.parts = parts
         checkpoint, global_step, self.first_step = self.checkpoint, 0, 0
         forked = bool(self.parent) and is_prune_point(checkpoint)
@@ -403,7 +403,7 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ while it trains
     def save(self, global_step: int) -> None:
-        """Write a checkpoint, unless the last one is of this moment, and keep the one before it."""
+        """Write a checkpoint, unless the last one is of this moment. Keep the one before it."""
         moment = (global_step, self.cuts_done, len(self.measures))
         if self.saved == moment:
             return
@@ -432,14 +432,14 @@ class Run:
         write_atomically(self.folder / name, data, keep_previous)
 
     def checkpoint_if_due(self, global_step: int) -> None:
-        """Call between two iterations: saves every --checkpoint-minutes, and ends the run if a signal asked for it."""
+        """Call between two iterations. Saves every --checkpoint-minutes, and ends the run if a signal asked for it."""
         due = self.args.checkpoint_minutes and time.monotonic() - self.saved_at >= 60 * self.args.checkpoint_minutes
         if due or self.signal:
             self.save(global_step)
             self.stop_if_asked()  # only here: a signal that comes after the test must not end the run unsaved
 
     def evaluate(self, moment: str, global_step: int, network: nn.Module, make_policy: Callable) -> None:
-        """Play the evaluation games of a moment, with games and generators of their own, and write their rows to eval.csv."""
+        """Play the evaluation games of a moment, with games and generators of their own; write their rows to eval.csv."""
         episodes = self.args.eval_episodes
         if not episodes or moment in self.measures:  # not asked for, or done before a resume at this very step
             return
@@ -471,7 +471,7 @@ class Run:
         self.log.restart_clock(global_step)
 
     def measure_health(self, network: nn.Module, make_policy: Callable) -> dict[str, float]:
-        """Health of a network on 500 observations of games played for this; fewer in a run of less than 2M agent steps."""
+        """Health of a network on 500 observations of games played for this, or fewer in a run of less than 2M agent steps."""
         network, seed = device.fp32_copy(network), self.seed("health")
         steps = max(1, min(250, self.args.total_timesteps // 8000))
         obs = evaluation.observe(make_policy(network, seed), self.args.env_id, steps, seed, self.num_threads)
@@ -520,7 +520,8 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ its end
     def listen(self) -> None:
-        """From here on SIGTERM, Ctrl-C or a hang-up lets the run save and end after its iteration, a second one at once."""
+        """From here on SIGTERM, Ctrl-C or a hang-up lets the run save and end after its iteration; a second one ends it at
+        once."""
         if threading.current_thread() is threading.main_thread():
             numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
             self.handlers = {number: signal.signal(number, self.on_signal) for number in numbers}
@@ -557,7 +558,7 @@ class Run:
             signal.signal(number, handler)
 
     def finish(self, global_step: int, network: nn.Module, counts: dict[str, dict[str, int]], make_policy: Callable) -> Path:
-        """Evaluate and save the network, write what the cut cost and gained, close the logs; summary.json comes last.
+        """Evaluate and save the network, write what the cut cost and gained, and close the logs. summary.json comes last.
 
         `counts`: total, pruned and nonzero entries of each tensor. After the evaluation it is too late for a signal.
         """

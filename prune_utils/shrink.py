@@ -7,7 +7,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def count_tensors(tensors: Tensors, masks: Tensors, sizes: dict[str, int]) -> dict[str, dict[str, int]]:
-    """Per tensor: `total` entries before the cut; `pruned`, masked or removed; `nonzero` (an entry can be 0 without a mask)."""
+    """Per tensor: `total` entries before the cut; `pruned`, masked or removed; `nonzero` (an unmasked entry can be 0 too)."""
     counts = {}
     for name, t in tensors.items():
         masked = int((masks[name] == 0).sum()) if name in masks else 0
@@ -24,7 +24,7 @@ def hidden_layers(network: nn.Module) -> dict[str, tuple[nn.Module, list[nn.Modu
 
 
 def keep_units(t: torch.Tensor, keep: torch.Tensor, dim: int) -> torch.Tensor:
-    """The kept units of a tensor along `dim`. A unit can own several in a row: fc1 reads 49 of each channel of conv3."""
+    """The kept units of a tensor along `dim`. A unit can own several entries in a row: fc1 reads 49 per channel of conv3."""
     kept = keep.to(t.device).repeat_interleave(t.shape[dim] // len(keep)).nonzero().squeeze(1)
     channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -35,8 +35,8 @@ def keep_units(t: torch.Tensor, keep: torch.Tensor, dim: int) -> torch.Tensor:
 def remove_units(kept: Tensors, networks: list[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
     """Keep only these units of each layer, with their biases and Adam moments, and what the next layer reads of them.
 
-    What stays keeps its bits. Parameters stay the same objects, so that optimizers and hooks still know them. Networks may
-    share parameters, as a low-precision copy does. CUDA graphs of the networks have to be captured anew.
+    What stays keeps its bits. Parameters stay the same objects, so optimizers and hooks still know them. Networks may share
+    parameters, as a low-precision copy does. CUDA graphs of the networks have to be captured anew.
     """
     done = set()
     for network in networks:

@@ -23,10 +23,10 @@ class BrokenFile(ValueError):
 
 
 def pack(weights: Weights) -> bytes:
-    """fp32 tensors of any shape as a compressed .npz: which entries are not +0.0, and the bytes of those.
+    """fp32 tensors of any shape as a compressed .npz file of the entries that are not +0.0.
 
-    `header` holds names, types and shapes, `mask` one bit per entry, `values_4` the values: the first byte of all, then the
-    second, since the byte with the exponent compresses and mantissas are noise. The archive's comment is the SHA-256 of all
+    `header` has names, types and shapes, and `mask` one bit per entry. `values_4` has the first byte of every value, then the
+    second, and so on: the byte with the exponent compresses, mantissas are noise. The archive's comment is the SHA-256 of all
     before it. Equal weights make equal files.
     """
     header = json.dumps([[name, "float32", list(t.shape)] for name, t in weights.items()]).encode()

@@ -255,7 +255,7 @@ def save(args: Args) -> None:
 
 
 def exit_code(error: Exception) -> int:
-    """2 for what the user can correct: a key that is malformed or refused, what is not there or not theirs; else 1."""
+    """2 for what the user can correct (a malformed or refused key, what is not there or not theirs), else 1."""
     import wandb
 
     cause = error.__cause__ or error  # the client says AuthenticationError of a dead server too

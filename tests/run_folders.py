@@ -29,9 +29,12 @@ SpaceInvadersNoFrameskip-v4,FIRE,0.01,100,50,45,55
 def write_run(runs_dir: Path, algorithm: str = "dqn", arm: str = "none", seed: int = 1, **given) -> Path:
     """A run folder: a small file of each kind, with the options of the declared design.
 
-    given: final, before, after (returns of games), training ((step, return) per game) or score (of each training game after
-    the cut; before it they are those of the seed), steps, log_every, compress, finished, shares (of the commonest action),
-    health (at each moment), and options or resolved values that differ from the defaults.
+    `given` may hold options and resolved values that differ from the defaults, and:
+
+    - final, before, after: returns of evaluation games
+    - training: (step, return) per game; or score: the return of each after the cut (before it they are those of the seed)
+    - shares, health: of the commonest action, and inside the network, at each moment
+    - steps, log_every, compress, finished
     """
     script = SCRIPTS[algorithm]
     final, steps = given.pop("final", [100.0, 120.0]), given.pop("steps", 2000)
