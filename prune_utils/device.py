@@ -124,6 +124,12 @@ class PreallocatedAdam(torch.optim.Adam):
     A CUDA graph would keep the value of a float learning rate, and the addresses of tensors that were replaced.
     """
 
+    # as decorated, these would import torch._dynamo, which costs each process a second and 70 MB
+    add_param_group = torch.optim.Adam.add_param_group.__wrapped__
+    zero_grad = torch.optim.Adam.zero_grad.__wrapped__
+    state_dict = torch.optim.Adam.state_dict.__wrapped__
+    step = torch.no_grad()(torch.optim.Adam.step.__wrapped__)
+
     def __init__(self, parameters, lr: float, eps: float):
         parameters = list(parameters)
         device = parameters[0].device
