@@ -19,7 +19,7 @@ import ppo_atari_prune
 from prune_utils.basics import Busy
 
 SCRIPTS = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}
-COMMON = {"num_envs": 2, "hidden_size": 64, "eval_episodes": 1, "num_threads": 1, "precision": "fp32"}
+COMMON = {"num_envs": 2, "hidden_size": 64, "width": 0.25, "eval_episodes": 1, "num_threads": 1, "precision": "fp32"}
 SMALL = {
     "dqn": COMMON
     | {"total_timesteps": 2200, "learning_starts": 900, "buffer_size": 700, "target_network_frequency": 200, "batch_size": 8},

@@ -22,7 +22,7 @@ def benchmark(tmp_path: Path, *words: str) -> tuple[dict, str]:
     """What the benchmark of short PPO runs saves and prints."""
     command = [sys.executable, "-m", "checks.benchmark", "--algorithms", "ppo", "--json", str(tmp_path / "b.json")]
     command += ["--csv", str(tmp_path / "b.csv")]
-    command += ["--steps", "1024", "--num-envs", "2", "--num-threads", "1", "--seconds", "1", *words]
+    command += ["--steps", "1024", "--num-envs", "2", "--num-threads", "1", "--seconds", "0.5", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((tmp_path / "b.json").read_text()), done.stdout

@@ -105,7 +105,8 @@ def test_100_updates_follow_cleanrls_on_the_same_draws(
         **SMALL["dqn"]
         | {"num_envs": num_envs, "learning_starts": learning_starts, "total_timesteps": learning_starts + 400}
         | {"buffer_size": buffer_size, "target_network_frequency": 50, "exploration_fraction": 0.7, "eval_episodes": 0}
-        | {"prune_type": "none", "prune_at": 1.0, "runs_dir": str(tmp_path), "checkpoint_minutes": 0, "cuda": False}
+        | {"width": 1.0, "prune_type": "none", "prune_at": 1.0}
+        | {"runs_dir": str(tmp_path), "checkpoint_minutes": 0, "cuda": False}
     )
     make_games, sent, told = partial(AtariGames, max_frames=max_frames), [], []
     send, update = AtariGames.send, dqn.update

@@ -41,7 +41,7 @@ def test_ppo_learns_from_its_rollouts_what_cleanrl_does(target_kl, monkeypatch, 
     args = ppo.Args(
         **SHORT["ppo"]
         | {"num_steps": STEPS, "update_epochs": 2, "num_minibatches": 2, "learning_rate": 0.0025, "target_kl": target_kl}
-        | {"prune_type": "none", "prune_at": 1.0, "runs_dir": str(tmp_path), "cuda": False}
+        | {"width": 1.0, "prune_type": "none", "prune_at": 1.0, "runs_dir": str(tmp_path), "cuda": False}
     )
     rng, sent, played, learned, orders = np.random.default_rng(0), [], [], [], []
     send, receive, update = AtariGames.send, AtariGames.receive, ppo.update

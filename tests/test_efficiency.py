@@ -95,8 +95,8 @@ def test_the_table_measures_every_form_of_a_run_and_its_csv_is_what_analysis_cos
         assert row["dense"]["resident_bytes"] == row["packed"]["resident_bytes"] == saved["resident_bytes"]
         assert row["dense"]["multiply_adds"] == saved["multiply_adds"]["dense"]
         linear = sum(int(t.count_nonzero()) for name, t in weights(folder).items() if t.dim() == 2)
-        assert row["csr"]["multiply_adds"] == 3_276_800 + 2_654_208 + 1_806_336 + linear
-        assert row["dense"]["units"] == 32 + 64 + 64 + 64 + 6 + 1 and all(form["load_ms"] > 0 for form in row.values())
+        assert row["csr"]["multiply_adds"] == 400 * 8 * 256 + 81 * 16 * 128 + 49 * 16 * 144 + linear  # positions x kernels
+        assert row["dense"]["units"] == 8 + 16 + 16 + 16 + 6 + 1 and all(form["load_ms"] > 0 for form in row.values())
         for form in ("dense", "csr", "without_dead_units"):
             assert all(0 < row[form][f"{c}_q25"] <= row[form][c] <= row[form][f"{c}_q75"] for c in timed)
     lines = done.stdout.splitlines()

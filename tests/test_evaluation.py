@@ -247,7 +247,8 @@ def test_pruned_first_a_model_shows_the_loss_without_recovery_and_its_file_stays
     left, entries = map(int, re.search(r"pruning left (\d+) of (\d+) entries", out.replace(",", "")).groups())
     assert 0.19 * entries < left <= 0.2 * entries + 10 and "nothing changed" not in out
     coo = int(out.split(" as coo")[0].split()[-1].replace(",", ""))
-    assert 1_330_000 < coo < 1_400_000  # 20 bytes for each of a fifth of 201,000 entries, 36 in convolutions
+    # 20 bytes for each of a fifth of 12,656 entries and 36 for 6,400 in convolutions are 96,700; the archive has some more
+    assert 96_700 < coo < 104_000
     assert (folder / "games-1_s1_greedy_l1-0.8_layer.csv").is_file() and (folder / "model.pt").read_bytes() == before
     for name in ("a.pt", "b.pt"):
         shutil.copy(folder / "model.pt", folder / name)

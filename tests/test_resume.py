@@ -462,7 +462,7 @@ def test_a_dense_run_that_goes_on_at_its_cut_from_the_checkpoint_before_keeps_a_
 def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_when_there_is_room(small_run, paused, main, capsys):
     last, limits = (paused / "checkpoint.pt").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_500_000, limits[1]))  # bytes per file; a checkpoint takes 3 million
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(last) // 2, limits[1]))  # bytes per file
         assert main("ppo", short("ppo", paused, prune_type="none", checkpoint_minutes=1e-9)) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

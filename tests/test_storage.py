@@ -14,7 +14,7 @@ import zstandard
 
 from prune_utils import storage
 from prune_utils.run import load_checkpoint
-from tests.conftest import SCRIPTS, summary, weights
+from tests.conftest import SCRIPTS, SHORT, summary, weights
 
 NETWORKS = {"dqn": SCRIPTS["dqn"].QNetwork, "ppo": SCRIPTS["ppo"].Agent}
 RATES = [0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0]
@@ -73,7 +73,7 @@ def test_real_files_are_smaller_than_the_dense_one_from_the_rates_on_that_are_wo
 @pytest.mark.parametrize("prune_type", ["l1", "random"])
 @both
 def test_packed_trained_weights_come_back_and_are_smaller_than_the_formula_zlib_and_zstd(small_run, algorithm, prune_type):
-    trained = weights(small_run(algorithm, prune_type="none"))
+    trained = weights(small_run(algorithm, **SHORT[algorithm] | {"prune_type": "none", "width": 1.0}))
     for rate in RATES:
         tensors = pruned(trained, prune_type, rate)
         packed = storage.pack(tensors)

@@ -16,7 +16,7 @@ from prune_utils.device import PreallocatedAdam, low_precision
 from prune_utils.evaluation import observe
 from prune_utils.run import Run
 from prune_utils.shrink import hidden_layers, remove_units
-from tests.conftest import SCRIPTS, SHORT, SMALL, rows, summary, weights
+from tests.conftest import SCRIPTS, SHORT, rows, summary, weights
 from tests.test_resume import same_bits
 
 NETWORKS = {"dqn": dqn.QNetwork, "ppo": ppo.Agent}
@@ -173,7 +173,7 @@ def test_a_structured_run_forks_resumes_after_its_cut_and_is_evaluated_with_its_
     assert same_bits(resumed, scratch)
 
     tensors, said = weights(scratch), summary(scratch)
-    assert [len(tensors[f"{name}.bias"]) for name in ("conv1", "conv2", "conv3", "fc1")] == [16, 32, 32, 32]
+    assert [len(tensors[f"{name}.bias"]) for name in ("conv1", "conv2", "conv3", "fc1")] == [4, 8, 8, 8]
     whole = {name: t.numel() for name, t in weights(dense).items()}
     assert said["total"] == sum(whole.values()) and said["total"] - said["pruned"] == sum(t.numel() for t in tensors.values())
     assert {name: count["total"] for name, count in said["tensors"].items()} == whole
@@ -193,7 +193,7 @@ def test_a_dense_network_of_the_width_that_a_structured_cut_leaves_has_its_shape
     network = NETWORKS[algorithm](6)
     remove_units(SCRIPTS[algorithm].choose_units(network, "l1-structured", 0.5, 1), [network])
     assert [p.shape for p in small.parameters()] == [p.shape for p in network.parameters()]
-    assert SCRIPTS[algorithm].Args(**SMALL[algorithm]).widths == (32, 64, 64, 64)
+    assert SCRIPTS[algorithm].Args(width=0.25, hidden_size=64).widths == (8, 16, 16, 16)
 
 
 def test_kernels_stay_channels_last_after_a_structured_cut():
