@@ -11,67 +11,97 @@ from analysis.design import BINS, CONTROLS, DECLARED, HELD, MARGIN, MIN_SEEDS, P
 from analysis.studies import Study
 
 TITLE = "What one cut in the middle of training cost"
-METHOD = f"""
-Pairs. A run is compared with the dense runs of its seed, its twins, only if they have the same past: the games before the cut
-and every row of the curves before the cut, but those of health, must be equal. Options, script, precision, device type,
-threads, torch and ale_py must agree too. Runs that fail are named with the first thing that differs. A run on another model of
-machine, or with another Python, numpy or gymnasium, is compared and named. Several continuations of one prune point (forks)
-are averaged within their seed, dense ones too. n counts seeds, never runs, arms or games. A plain cut is one cut of all
-tensors, each at the same rate. An arm of several cuts, of another scope, or with tensors left whole is a variant. It is also
-compared with the plain cut of its criterion and rate, in the seeds where both have the past of the same dense runs.
+METHOD = {
+    "Pairs": """
+A run is compared with the dense runs of its seed, its twins, only if they have the same past: the games before the cut and
+every row of the curves before the cut, but those of health, must be equal. Options, script, precision, device type, threads,
+torch and ale_py must agree too. Runs that fail are named with the first thing that differs. A run on another model of machine,
+or with another Python, numpy or gymnasium, is compared and named.
 
-Quantities, in this order. Return after the cut: the training games that ended after the cut, their mean return in each of
-{BINS} equal bins of agent steps, and the mean of the bins. Late return: the last bin. Final network: the evaluation games at
-the end; they are of one network, which may play far better or worse than the run that left it. Shock: the evaluation right
-after the cut against the one before it, which played other games: dense has one too, and that is noise. An arm of several cuts
-is evaluated after its last one: its shock has what it learned since the first in it. Its return after the cut is from the
-first one on.
+Several continuations of one prune point (forks) are averaged within their seed, dense ones too. n counts seeds, never runs,
+arms or games.
 
+A plain cut is one cut of all tensors, each at the same rate. An arm of several cuts, of another scope, or with tensors left
+whole is a variant. It is also compared with the plain cut of its criterion and rate, in the seeds where both have the past of
+the same dense runs.
+""",
+    "Quantities, in this order": f"""
+Return after the cut: the training games that ended after the cut, their mean return in each of {BINS} equal bins of agent
+steps, and the mean of the bins. Late return: the last bin.
+
+Final network: the evaluation games at the end. They are of one network, which may play far better or worse than the run that
+left it.
+
+Shock: the evaluation right after the cut against the one before it, which played other games. Dense has a shock too, which is
+noise. An arm of several cuts is evaluated after its last one, so its shock includes what it learned since the first. Its return
+after the cut is from the first cut on.
+""",
+    "The declared answer": f"""
 Declared for each algorithm: {name_of(DECLARED)} loses less than {100 * MARGIN:g} % of the return after the cut, in runs with
 the default options (the number of evaluation games is free). Yes means that the 95 % interval lies above -{100 * MARGIN:g} %,
-which is a one-sided test at 2.5 % if it is made once; no means that it lies below. Planned are {PLANNED["dqn"]} seeds of DQN
-and {PLANNED["ppo"]} of PPO. With fewer seeds, or fewer A/A runs in some of them, the answer is preliminary, and says
-"so far": an interval that is read after each seed misses the truth in more than 5 % of studies. With more, it says how many.
+which is a one-sided test at 2.5 % if it is made once. No means that the interval lies below.
+
+Planned are {PLANNED["dqn"]} seeds of DQN and {PLANNED["ppo"]} of PPO. With fewer seeds, or fewer A/A runs in some of them, the
+answer is preliminary, and says "so far": an interval that is read after each seed misses the truth in more than 5 % of studies.
+With more seeds, the answer says how many.
+
 There is no answer with fewer than {MIN_SEEDS} seeds, where the interval of the dense return reaches down to what no skill
 scores, where a run has no return after the cut, or where no positive control (a plain cut at a rate of {CONTROLS:g} or more)
-shows a loss. Without such a control, another arm must show one. Everything else is exploratory. Until 2026-11-28 the declared
-quantity was the final network. For runs made before that day, return after the cut was chosen later.
+shows a loss. Without such a control, another arm must show one. Everything else is exploratory.
 
-Intervals. Means and differences have 95 % t intervals over seeds; changes in per cent of dense, or of a plain cut, have
-Fieller's interval, which allows for that mean being measured too. The exploratory comparisons of a study have simultaneous
-intervals (Bonferroni): in 95 % of studies all of them cover their truth, and a loss or gain is called seen only by them. They
-are the exploratory arms and the trends, which are least-squares slopes over the rates below {CONTROLS:g}, with dense as rate 0
-and with the declared arm. Positive controls, and variants against plain cuts, are such families too. Changes are in points
-where a mean return is below 0 before or after the cut, as in Pong: 0 is no floor there. The intervals of late return, final
-network, shock and single bins are not corrected: each is one interval. One seed has no interval. Over several games, each seed
-has the interquartile mean over its games, and seeds are the sample: masks and initial weights of a seed are the same in every
-game. Of two or three games that is the plain mean. Each game's changes are in per cent of its dense mean, taken as known.
+Until 2026-11-28 the declared quantity was the final network. For runs made before that day, return after the cut was chosen
+later.
+""",
+    "Intervals": f"""
+Means and differences have 95 % t intervals over seeds. Changes in per cent of dense, or of a plain cut, have Fieller's
+interval, which allows for the error of that mean. One seed has no interval.
+
+The exploratory comparisons of a study have simultaneous intervals (Bonferroni): in 95 % of studies all of them cover their
+truth, and a loss or gain is called seen only by them. They are the exploratory arms and the trends. A trend is a least-squares
+slope over the rates below {CONTROLS:g}, with dense as rate 0 and with the declared arm. Positive controls, and variants against
+plain cuts, are such families too. The intervals of late return, final network, shock and single bins are not corrected: each is
+one interval.
+
+Changes are in points where a mean return is below 0 before or after the cut, as in Pong: 0 is no floor there.
+
+Over several games, each seed has the interquartile mean over its games (of two or three games the plain mean), and seeds are
+the sample: masks and initial weights of a seed are the same in every game. Each game's changes are in per cent of its dense
+mean, taken as known.
+
 `python -m checks.simulate_studies` measures how often these intervals cover the truth.
+""",
+    "Noise": f"""
+The declared test is of arm - {1 - MARGIN:g} x dense, over seeds. How far this difference deviates between seeds is estimated in
+three ways. The first is from the pairs of {name_of(DECLARED)} themselves, as the interval of its change is. The second is from
+what an effect of each arm and of each seed leaves of arms by seeds, in per cent of the arm's mean, pooled over arms. The third
+is from equal continuations (A/A, forks). These may deviate less, since they cannot show that a cut affects some seeds more than
+others.
 
-Noise. The declared test is a test of arm - {1 - MARGIN:g} x dense, over seeds. Its deviation is estimated from the pairs of
-{name_of(DECLARED)} themselves, as the interval of its change is. A second estimate is from what remains of arms by seeds after
-an effect of each arm and of each seed, in per cent of the arm's mean, pooled over arms. A third is from equal continuations
-(A/A, forks). They may deviate less, since they do not show how seeds differ in what a cut does to them. From a deviation come
-the power of the test and the seeds that it needs. Where the first is far below the others, the seeds may agree by luck, and
-the interval of the change may be too narrow.
-
-No skill. Uniform random play and every action held all the time (epsilon 0.01), whole games. An evaluation whose commonest
-action has a share of {100 * HELD:g} % or more is called a held action. Distinct games differ in return or
-length.
-
-Baseline. Beside the dense runs of the declared study stand runs of CleanRL's own scripts with the options of the study, where
-they were made (`python -m checks.cleanrl_returns`). Before 25 % is the mean return of the training games that ended in the 5 %
-of the steps up to there. The seeds of the two programs are no pairs, so differences have Welch's intervals. An interval that
-contains 0 shows no equality, and the four intervals are not corrected for multiple comparisons.
-
-Recovery is of training games, exploration included. Level: mean of the last {{window}} games before the cut. Back: when the
-mean of the last {{window}} games, all ended after the cut, is at the level again, which takes at least {{window}} games; a
-seed has the mean of its runs, and the median counts one with a run that never is as longer than all others. Area lost: between
-the level and that moving mean, from the cut until then or the end.
-
-A dash is what was not measured, or what there is too little for. Forked arms ran only from the cut on, dense runs from the
-start: their speeds are of different parts of the training.
-"""
+From a deviation come the power of the test and the seeds that it needs. Where the first is far below the others, the seeds may
+agree by luck, and the interval of the change may be too narrow.
+""",
+    "No skill": f"""
+Uniform random play and every action held all the time (epsilon 0.01), whole games. An evaluation whose commonest action has a
+share of {100 * HELD:g} % or more is called a held action. Distinct games differ in return or length.
+""",
+    "Baseline": """
+Beside the dense runs of the declared study stand runs of CleanRL's own scripts with the options of the study, where they were
+made (`python -m checks.cleanrl_returns`). Before 25 % is the mean return of the training games that ended in the 5 % of the
+steps up to there. The seeds of the two programs are no pairs, so differences have Welch's intervals. An interval that contains
+0 shows no equality, and the four intervals are not corrected for multiple comparisons.
+""",
+    "Recovery": """
+Recovery is of training games, exploration included. Level: mean of the last {window} games before the cut. Back: when the
+mean of the last {window} games, all ended after the cut, is at the level again, which takes at least {window} games. A seed
+has the mean of its runs. In the median, a seed with a run that never comes back counts as longer than all others. Area lost:
+between the level and that moving mean, from the cut until then or the end.
+""",
+    "Dashes and speeds": """
+A dash is what was not measured, or what there is too little data for. Forked arms ran only from the cut on, dense runs from the
+start, so their speeds are of different parts of the training.
+""",
+}
+"""sections of the page: a heading, and paragraphs"""
 
 HOLLOW = "Hollow: fewer seeds than dense, so compare such an arm with dense in the figures of changes."
 CAPTIONS = {
@@ -180,8 +210,10 @@ def page(
     parts.append("<h2>Tables</h2>")
     shown = {name: table for name, table in tables.items() if name not in ELSEWHERE}
     parts += [f"<h3>{name.replace('_', ' ').capitalize()}</h3>{wide(table)}" for name, table in shown.items()]
-    paragraphs = METHOD.format(window=window).strip().split("\n\n")
-    method = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)
+    method = ""
+    for title, text in METHOD.items():
+        paragraphs = html.escape(text.format(window=window)).strip().split("\n\n")
+        method += f"<h3>{title}</h3>" + "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title>'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     return f"{head}<style>{STYLE.strip()}</style></head><body>{''.join(parts)}<h2>Method</h2>{method}</body></html>\n"
