@@ -58,6 +58,8 @@ class Args:
     """games played at once by this project and stable-baselines3 (and by CleanRL's PPO)"""
     num_threads: int = 0
     """CPU threads of a run; 0 is the cores divided by the runs side by side (CleanRL and stable-baselines3 alone: their own)"""
+    precision: str = "auto"
+    """number format of this project's runs, as its scripts take it"""
     steps: int = 8000
     """agent steps of a run of this project after learning starts (GPU: 60000)"""
     seconds: float = 15.0
@@ -84,7 +86,7 @@ def command(algorithm: str, args: Args, jobs: int) -> list[str]:
     """The command line of a run of this project, without its length."""
     words = [sys.executable, f"{algorithm}_atari_prune.py", "--env-id", ENV_ID, "--num-envs", str(args.num_envs)]
     words += ["--prune-type", "l1", "--prune-rate", "0.5", "--prune-at", "0", "--eval-episodes", "0"]
-    words += ["--num-threads", str(threads_each(args, jobs))]
+    words += ["--num-threads", str(threads_each(args, jobs)), "--precision", args.precision]
     dqn = ["--learning-starts", str(args.learning_starts), "--buffer-size", "100000", "--start-e", "0.01"]
     return words + dqn if algorithm == "dqn" else words
 
@@ -234,7 +236,7 @@ def measure(program: str, algorithm: str, jobs: int, args: Args, scratch: str) -
 
 def measure_bound(algorithm: str, row: dict, args: Args) -> dict:
     """The parts of a step of all games, and the whole step that was just measured, in microseconds."""
-    us = step_parts.parts(step_parts.Args(algorithm, ENV_ID, args.num_envs, threads_each(args, 1)))
+    us = step_parts.parts(step_parts.Args(algorithm, ENV_ID, args.num_envs, threads_each(args, 1), args.precision))
     us |= {"bound": step_parts.bound(algorithm, us, torch.cuda.is_available())}
     us |= {"step": row["num_envs"] / row["steps_per_second"] * 1e6}
     return us | {"bound / step": us["bound"] / us["step"], "mask / update": us["mask"] / us["update"]}

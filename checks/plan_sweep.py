@@ -183,7 +183,7 @@ def plan(algorithm: str, options: list[str]) -> None:
     cut = script.cut_iterations(args)[0] * args.steps_per_iteration
     arms = len(runs) - len(dense)
     in_all = len(runs) * steps - arms * cut
-    bf16 = not gpus and args.precision != "fp32" and torch.cpu._is_avx512_bf16_supported()
+    bf16 = not gpus and args.precision == "bf16" and torch.cpu._is_avx512_bf16_supported()
     rate, source = speed(algorithm, args, bf16)
     hours = "hours unknown: no speed has been measured here"
     if rate:

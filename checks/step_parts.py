@@ -40,6 +40,8 @@ class Args:
     """games played at once"""
     num_threads: int = 0
     """CPU threads; 0 is all the cores that this process may use"""
+    precision: str = "auto"
+    """number format, as the scripts take it"""
 
 
 def microseconds(function: Callable, repeats: int, cuda: bool) -> float:
@@ -59,7 +61,7 @@ def microseconds(function: Callable, repeats: int, cuda: bool) -> float:
 def parts(args: Args) -> dict[str, float]:
     """Microseconds of an update and its mask, and per step of all games of emulator, acting and learning."""
     script, n = SCRIPTS[args.algorithm], args.num_envs
-    resolved = resolve(True, "auto", args.num_threads, {})
+    resolved = resolve(True, args.precision, args.num_threads, {})
     device, dtype = torch.device(resolved["device"]), DTYPES[resolved["precision"]]
     cuda = device.type == "cuda"
     configure(resolved["num_threads"], resolved["precision"], deterministic=True)

@@ -335,6 +335,19 @@ def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_
     assert f"about 1.5 hours at the speed of 1 finished run of the same network in {tmp_path};" in capsys.readouterr().err
 
 
+def test_without_a_finished_run_the_hours_are_known_in_bf16_where_the_cpu_has_it(tmp_path, monkeypatch, capsys):
+    for has_bf16, options, known in (
+        (True, ["--precision", "bf16"], True),
+        (True, [], False),
+        (False, ["--precision", "bf16"], False),
+    ):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda has=has_bf16: has)
+        plan("ppo", "--no-cuda", *options, RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
+        told = capsys.readouterr().err
+        assert ("at the speed in results/cpu_speed_bf16.json" in told) is known
+        assert ("hours unknown: no speed has been measured here" in told) is not known
+
+
 def test_where_not_even_one_run_fits_the_sweep_says_what_is_needed_and_jobs_overrules_it(monkeypatch, capsys):
     monkeypatch.setattr(plan_sweep, "memory", lambda: (3.5e9, 4.0e9))
     monkeypatch.setattr(plan_sweep, "cores", lambda: 8)
