@@ -301,8 +301,8 @@ AGE, ACTION, REWARD, TERMINATION, TRUNCATION = range(5)  # columns of the metada
 
 
 class ReplayBuffer:
-    """A ring of single frames; stacks are put together when they are sampled. The games take turns: slot p is followed by p +
-    num_envs of the same game.
+    """A ring of single frames; stacks are put together when they are sampled. The games take turns, so the frame in slot p is
+    followed by that in slot p + num_envs.
 
     A slot holds the newest frame of an observation, its age and what followed it. Age: how many frames of its game came before
     it, at most 3, as a stack needs. What followed: action, clipped reward, termination (of a life too), truncation.

@@ -95,8 +95,7 @@ def returns_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
 def evaluations_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
     """Every evaluation: how many of its games are distinct, the share of its commonest action, and what these two say.
 
-    The dense runs of a seed are one network until training goes on after the cut, and the pruned arms are it until they are
-    cut. That network is counted once.
+    Up to the cut all arms of a seed are one network, and its dense runs stay so until training goes on. It is counted once.
     """
     rows = []
     for arm in study.arms:

@@ -72,10 +72,10 @@ mean, taken as known.
 """,
     "Noise": f"""
 The declared test is of arm - {1 - MARGIN:g} x dense, over seeds. How far this difference deviates between seeds is estimated in
-three ways. The first is from the pairs of {name_of(DECLARED)} themselves, as the interval of its change is. The second is from
-what an effect of each arm and of each seed leaves of arms by seeds, in per cent of the arm's mean, pooled over arms. The third
-is from equal continuations (A/A, forks). These may deviate less, since they cannot show that a cut affects some seeds more than
-others.
+three ways. The first is from the pairs of {name_of(DECLARED)} themselves, as the interval of its change is. The second fits an
+effect per arm and one per seed to the means of arms by seeds, and takes what is left, in per cent of the arm's mean, pooled
+over arms. The third is from equal continuations (A/A, forks). These may deviate less, since they cannot show that a cut affects
+some seeds more than others.
 
 From a deviation come the power of the test and the seeds that it needs. Where the first is far below the others, the seeds may
 agree by luck, and the interval of the change may be too narrow.

@@ -16,7 +16,7 @@ POWER = 0.8
 
 
 def simultaneous(comparisons: int) -> float:
-    """The level that each of several intervals needs so that all of them cover their truths in 95 % of studies (Bonferroni)."""
+    """The level that each of several intervals needs so that all cover their truths in 95 % of studies or more (Bonferroni)."""
     return 1 - (1 - LEVEL) / max(comparisons, 1)
 
 

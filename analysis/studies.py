@@ -164,7 +164,7 @@ class Study:
 
     @property
     def machines(self) -> str:
-        """What its finished runs computed in and on, with hashes of several scripts, and with seeds where these differ."""
+        """What its finished runs computed in and on. Hashes of scripts are added if they differ, and seeds if anything does."""
         hashes, seeds = {run.shaping["source_sha256"] for run in self.arm_runs}, {}
         for run in self.arm_runs:
             resolved = run.config["resolved"]
@@ -178,7 +178,7 @@ class Study:
 
 
 def group(runs: list[Run]) -> list[Study]:
-    """Group runs into studies. Smaller dense networks that were run beside a study become an arm of it."""
+    """Group runs into studies. Dense networks that are smaller than those of a study run beside them become an arm of it."""
     studies: dict[str, Study] = {}
     for run in runs:
         studies.setdefault(run.study_key(), Study([])).runs.append(run)

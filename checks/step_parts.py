@@ -3,9 +3,9 @@
     python -m checks.step_parts --algorithm dqn
 
 The parts are the emulator, acting, and learning (its passes through the network alone). On a GPU each is a graph replay. The
-bound is the sum of the parts that can't overlap: no step can be faster. Only a DQN on a GPU learns while the emulator steps.
-checks.benchmark compares the bound with the step of a whole run. The last two lines are one measurement of health, in a run of
-2M agent steps and in one of 1M.
+bound is the sum of the parts: no step can be faster. A DQN on a GPU learns while the emulator steps, so only the longer of
+these two counts. checks.benchmark compares the bound with the step of a whole run. The last two lines are one measurement of
+health, in a run of 2M agent steps and in one of 1M.
 """
 
 import copy

@@ -7,7 +7,7 @@ The forms are the same function in fp32:
 
     dense                 model.pt as trained, zeros in place
     packed                the same network, from model_packed.npz
-    csr                   its linear layers as CSR with 32-bit indices
+    csr                   dense, but its linear layers as CSR with 32-bit indices
     without_dead_units    without units that can't matter
     onnx                  the last one in ONNX Runtime, with --onnx
 

@@ -34,7 +34,7 @@ def check(holds: bool, option: str, rule: str, value) -> None:
 
 
 def check_file(option: str, path: Path) -> None:
-    """Raise UserError unless a file can be written there. To be asked before hours of work go into it."""
+    """Raise UserError unless a file can be written there. Call it before hours of work."""
     writable = os.access(path.parent, os.W_OK | os.X_OK) and not path.is_dir()
     writable = writable and (not path.exists() or os.access(path, os.W_OK))
     check(writable, option, "be a file in a folder that can be written", path)

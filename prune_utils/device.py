@@ -38,7 +38,7 @@ def resolve(cuda: bool, precision: str, num_threads: int, recorded: dict) -> dic
     rule = "be auto, bf16 or fp32 where no GPU of compute capability 8.0 or more is used"
     check(precision != "tf32" or tf32, "precision", rule, precision)
     if precision == "auto":
-        here = "tf32" if tf32 else "fp32"  # bf16 is faster on some CPUs, and PPO learns less in it (docs/study.md)
+        here = "tf32" if tf32 else "fp32"  # bf16 is faster on some CPUs, but PPO probably learns less in it (docs/study.md)
         precision = recorded.get("precision", here)
         precision = here if precision == "tf32" and not tf32 else precision  # the run then refuses to go on here
     return {"device": device, "precision": precision, "num_threads": num_threads or recorded.get("num_threads") or cores()}
@@ -105,7 +105,7 @@ def memory(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def memory_bytes(cuda: bool) -> int:
-    """All memory of the GPU, or of the machine, that a run uses here, whatever other runs hold now."""
+    """Total memory of the GPU that a run trains on, or else of the machine, whatever other runs hold now."""
     return torch.cuda.mem_get_info()[1] if uses_cuda(cuda) else memory()[1]
 
 
@@ -123,11 +123,12 @@ class PreallocatedAdam(torch.optim.Adam):
     A CUDA graph would keep the value of a float learning rate, and the addresses of tensors that were replaced.
     """
 
-    # as decorated, these would import torch._dynamo, which costs each process a second and 70 MB
-    add_param_group = torch.optim.Adam.add_param_group.__wrapped__
-    zero_grad = torch.optim.Adam.zero_grad.__wrapped__
-    state_dict = torch.optim.Adam.state_dict.__wrapped__
-    step = torch.no_grad()(torch.optim.Adam.step.__wrapped__)
+    # without decorators that import torch._dynamo, which costs each process a second and 70 MB
+    add_param_group, zero_grad, state_dict, step = (
+        getattr(getattr(torch.optim.Adam, name), "__wrapped__", getattr(torch.optim.Adam, name))
+        for name in ("add_param_group", "zero_grad", "state_dict", "step")
+    )
+    step = torch.no_grad()(step)
 
     def __init__(self, parameters, lr: float, eps: float):
         parameters = list(parameters)

@@ -140,7 +140,8 @@ def other_options(args, ignored: set[str] = frozenset()) -> list[str]:
 
 
 def wandb_group(algorithm: str, args) -> str:
-    """The W&B group: runs that differ only by seed, machine or number of evaluation games."""
+    """The W&B group: runs that differ only by seed, by options of the machine (precision too) or by the number of evaluation
+    games."""
     ignored = {"cuda", "precision", "num_threads", "torch_deterministic", "eval_episodes"}
     names = [args.env_id, algorithm, arm(algorithm, asdict(args))["arm"], *other_options(args, ignored)]
     return shortened("__".join(names), 128)

@@ -86,7 +86,7 @@ def test_a_low_precision_copy_follows_the_steps_that_a_graph_takes(algorithm):
 def test_a_run_of_cuda_graphs_ends_in_the_same_bits_as_one_without_them(
     small_run, algorithm, prune_type, precision, cuts, monkeypatch
 ):
-    options = {"prune_rate": 0.5, "prune_type": prune_type, "precision": precision, "prune_cuts": cuts}
+    options = {"width": 1.0, "prune_rate": 0.5, "prune_type": prune_type, "precision": precision, "prune_cuts": cuts}
     captured = small_run(algorithm, **options)
     monkeypatch.setattr(SCRIPTS[algorithm], "graphed", eager)
     assert bits(small_run(algorithm, name="eager", **options)) == bits(captured)
@@ -123,7 +123,8 @@ def test_products_and_convolutions_are_rounded_in_tf32_alone_and_not_in_what_is_
 def test_gpu_memory_does_not_grow_with_the_length_of_a_run(algorithm, tmp_path):
     peaks = []
     for steps in (3072, 9216):  # each in a process of its own: what a run leaves to the garbage collector is not the next one's
-        options = SMALL[algorithm] | {"eval_episodes": 0, "runs_dir": tmp_path, "run_name": steps, "total_timesteps": steps}
+        options = SMALL[algorithm] | {"width": 1.0, "eval_episodes": 0, "runs_dir": tmp_path}
+        options |= {"run_name": steps, "total_timesteps": steps}
         subprocess.run([sys.executable, SCRIPTS[algorithm].__file__, *flags(options)], check=True)
         peaks.append(summary(tmp_path / str(steps))["time"]["peak_gpu_bytes"])
     assert peaks[1] <= 1.02 * peaks[0]

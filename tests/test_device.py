@@ -232,7 +232,7 @@ def test_a_restored_adam_goes_on_alike_and_its_tensors_stay_where_they_are():
 def test_a_training_loads_no_compiler(tmp_path):
     # torch.optim.Adam imports torch._dynamo, which costs each process a second and 70 MB
     code = "import sys; from tests.conftest import SCRIPTS, SHORT\n"
-    code += "runs = [s.train(s.Args(**SHORT[a], runs_dir=sys.argv[1])) for a, s in SCRIPTS.items()]\n"
+    code += "runs = [s.train(s.Args(**SHORT[a] | {'precision': 'bf16'}, runs_dir=sys.argv[1])) for a, s in SCRIPTS.items()]\n"
     code += "assert all((run / 'summary.json').exists() for run in runs) and 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parents[1], check=True)
 
