@@ -31,8 +31,8 @@ class Args:
     """the table: algorithm, seed, global_step, episodic_return; a gzipped CSV file"""
 
 
-def read(folder: Path) -> pd.DataFrame:
-    """The training games of one run. Raises UserError if it is not finished or not of the declared study."""
+def read(folder: Path, finished: bool = True) -> pd.DataFrame:
+    """The training games of one run. Raises UserError if it is not of the declared study or, if it has to be, not finished."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     tags = events.Reload().Tags() if folder.is_dir() else {"scalars": [], "tensors": []}
     if RETURNS not in tags["scalars"] or OPTIONS not in tags["tensors"]:
@@ -48,7 +48,7 @@ def read(folder: Path) -> pd.DataFrame:
         if given != asked:
             raise UserError(f"RUN must have the study's {name}, {asked}, got {given}: {folder}")
     games, last = events.Scalars(RETURNS), max(events.Scalars(tag)[-1].step for tag in tags["scalars"])
-    if last < 0.999 * int(options["total_timesteps"]):
+    if finished and last < 0.999 * int(options["total_timesteps"]):
         raise UserError(f"RUN must be finished, got {folder} at step {last:,}")
     print(f"{algorithm}, seed {options['seed']}: {len(games):,} games")
     rows = {"algorithm": algorithm, "seed": int(options["seed"]), "global_step": [game.step for game in games]}

@@ -17,6 +17,7 @@ import tyro
 
 from analysis.design import CLEANRL
 from analysis.paired import binned, welch_interval
+from checks import cleanrl_returns
 from prune_utils.basics import check, exit_codes, write_atomically
 from prune_utils.run import read_config
 
@@ -32,12 +33,15 @@ class Args:
     add: str = ""
     """what the runs of --runs are, in words"""
     runs: tuple[Path, ...] = ()
-    """run folders, finished or not"""
+    """run folders, finished or not; CleanRL's too"""
 
 
 def games(folder: Path, program: str) -> pd.DataFrame:
     """The training games of a run, up to the last quarter's end."""
     config, files = read_config(folder), [*folder.glob("curves.csv*")]
+    if not config and [*folder.glob("events.out.tfevents.*")]:
+        run = cleanrl_returns.read(folder, finished=False).query("algorithm == 'ppo'")
+        return run[run.global_step <= ENDS[-1]].assign(program=program).drop(columns="algorithm")
     check(bool(config and files), "runs", "be run folders", folder)
     curves = pd.read_csv(files[0]).rename(columns={"value": "episodic_return"})
     rows = curves[(curves.tag == "charts/episodic_return") & (curves.global_step <= ENDS[-1])]

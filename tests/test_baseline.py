@@ -9,7 +9,7 @@ from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 
 from analysis import baseline, paired
-from checks import cleanrl_returns
+from checks import cleanrl_returns, first_million
 from tests.run_folders import conclude, study, write_run
 
 OPTIONS = {"exp_name": "ppo_atari", "env_id": "SpaceInvadersNoFrameskip-v4", "total_timesteps": 2_000_000}
@@ -45,6 +45,14 @@ def test_every_game_of_cleanrls_runs_comes_into_the_table_also_two_of_one_step(t
     before = out.read_bytes()
     take(monkeypatch, out, tmp_path / "again")
     assert out.read_bytes() == before
+
+
+def test_the_first_million_takes_an_unfinished_run_of_cleanrl_too(tmp_path):
+    run = cleanrl_run(tmp_path / "a", 3, games=[(800, 35.0), (1_000_000, 90.0), (1_000_008, 480.0)], end=1_000_448)
+    games = first_million.games(run, "CleanRL")
+    assert games.to_dict("list") == {
+        "seed": [3, 3], "global_step": [800, 1_000_000], "episodic_return": [35, 90], "program": ["CleanRL"] * 2
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
