@@ -38,7 +38,7 @@ def resolve(cuda: bool, precision: str, num_threads: int, recorded: dict) -> dic
     rule = "be auto, bf16 or fp32 where no GPU of compute capability 8.0 or more is used"
     check(precision != "tf32" or tf32, "precision", rule, precision)
     if precision == "auto":
-        here = "tf32" if tf32 else "fp32"  # bf16 is faster on some CPUs, but PPO probably learns less in it (docs/study.md)
+        here = "tf32" if tf32 else "fp32"  # bf16 is faster on some CPUs, but PPO may learn less in it (docs/study.md)
         precision = recorded.get("precision", here)
         precision = here if precision == "tf32" and not tf32 else precision  # the run then refuses to go on here
     return {"device": device, "precision": precision, "num_threads": num_threads or recorded.get("num_threads") or cores()}
