@@ -1,4 +1,4 @@
-"""Where does our dense PPO fall behind CleanRL's? Mean training return in each quarter of the first 1M steps.
+"""How do our dense PPO and CleanRL's compare? Mean training return in each quarter of the first 1M steps.
 
     python -m checks.first_million
     python -m checks.first_million --add "this script, fp32" --runs RUN...      # adds dense runs to its table first

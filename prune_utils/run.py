@@ -140,8 +140,7 @@ def other_options(args, ignored: set[str] = frozenset()) -> list[str]:
 
 
 def wandb_group(algorithm: str, args) -> str:
-    """The W&B group: runs that differ only by seed, by options of the machine (precision too) or by the number of evaluation
-    games."""
+    """The W&B group: runs that differ only by seed, machine options (precision too) or number of evaluation games."""
     ignored = {"cuda", "precision", "num_threads", "torch_deterministic", "eval_episodes"}
     names = [args.env_id, algorithm, arm(algorithm, asdict(args))["arm"], *other_options(args, ignored)]
     return shortened("__".join(names), 128)
@@ -521,8 +520,7 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ its end
     def listen(self) -> None:
-        """From here on SIGTERM, Ctrl-C or a hang-up lets the run save and end after its iteration; a second one ends it at
-        once."""
+        """From here on SIGTERM, Ctrl-C or a hang-up lets the run save and end after its iteration; a second one ends it."""
         if threading.current_thread() is threading.main_thread():
             numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
             self.handlers = {number: signal.signal(number, self.on_signal) for number in numbers}
