@@ -19,12 +19,38 @@ from prune_utils.basics import check, say
 
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 """of weights and activations; tf32 rounds them inside the products of a GPU"""
+MEMORY_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+    2: ("memory.max", "memory.current", "file"),
+}
+"""of a cgroup, by version: its limit, its usage, and the entry of memory.stat that counts cached files"""
 
 
 # --------------------------------------------------------------------------------------------------------------- machine
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cgroup_folders(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
+    """The folders that may limit a controller for this process, each with its cgroup version, 1 or 2. Not all of them exist."""
+    file = root / "proc" / "self" / "cgroup"
+    for entry in file.read_text().splitlines() if file.exists() else []:
+        _, controllers, path = entry.split(":", 2)
+        if controllers == "":
+            version, mount = 2, root / "sys/fs/cgroup"
+        elif controller in controllers.split(","):
+            version, mount = 1, root / "sys/fs/cgroup" / controller
+        else:
+            continue
+        group = mount / path.strip("/")  # in a container it may not be there, but its root is
+        yield from ((version, folder) for folder in (group, *group.parents))  # there are no such files above the mount
+
+
+def cores(root: Path = Path("/")) -> int:
+    """CPU cores that this process may use: its affinity, and the quotas of the cgroups around it, rounded down."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for version, folder in cgroup_folders("cpu", root):
+        with suppress(OSError, ValueError):  # no such group; no quota, which is written as `max` or -1
+            names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+            count = min(count, max(1, quota // period)) if quota > 0 else count
+    return count
 
 
 def uses_cuda(cuda: bool) -> bool:
@@ -85,23 +111,13 @@ def memory(root: Path = Path("/")) -> tuple[int, int]:
         return total, total
     sizes = {name: 1024 * int(kilobytes) for name, kilobytes in re.findall(r"(\w+): +(\d+) kB", meminfo.read_text())}
     free, total = sizes["MemAvailable"], sizes["MemTotal"]
-    cgroup = root / "proc" / "self" / "cgroup"
-    for entry in cgroup.read_text().splitlines() if cgroup.exists() else []:
-        _, controllers, path = entry.split(":", 2)
-        if controllers == "":  # cgroup version 2
-            mount, limit_file, usage_file, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "file"
-        elif "memory" in controllers.split(","):
-            mount, cache = root / "sys/fs/cgroup/memory", "total_cache"
-            limit_file, usage_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        group = mount / path.strip("/")  # in a container it may not be there, but its root is
-        for folder in (group, *group.parents):  # there are no such files above the mount
-            with suppress(OSError, ValueError, KeyError):  # no such group; no limit, which is written as `max`
-                limit = int((folder / limit_file).read_text())
-                stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
-                used = int((folder / usage_file).read_text()) - int(stat[cache])  # cached files give way
-                free, total = min(free, limit - used), min(total, limit)
+    for version, folder in cgroup_folders("memory", root):
+        limit_file, usage_file, cache = MEMORY_FILES[version]
+        with suppress(OSError, ValueError, KeyError):  # no such group; no limit, which is written as `max`
+            limit = int((folder / limit_file).read_text())
+            stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+            used = int((folder / usage_file).read_text()) - int(stat[cache])  # cached files give way
+            free, total = min(free, limit - used), min(total, limit)
     return free, total
 
 

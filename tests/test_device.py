@@ -371,6 +371,23 @@ def test_without_a_limit_the_memory_is_that_of_the_machine(cgroup, tmp_path):
     assert device.memory(root) == (12 * GIB, 16 * GIB)
 
 
+@pytest.mark.parametrize(
+    ("cgroup", "files", "cores"),
+    [
+        ("0::/a/b", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),  # two cores, a limit above
+        ("0::/docker/123", {"cpu.max": "250000 100000"}, 2),  # the path of the host, seen in a container: 2.5 cores
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("4:cpu,cpuacct:/a\n0::/", {"cpu/a/cpu.cfs_quota_us": 300000, "cpu/a/cpu.cfs_period_us": 100000}, 3),
+        ("4:cpu,cpuacct:/a\n0::/", {"cpu/a/cpu.cfs_quota_us": -1, "cpu/a/cpu.cfs_period_us": 100000}, 4),  # no quota
+        ("0::/a", {"a/cpu.max": "900000 100000"}, 4),  # no more than the affinity
+        ("0::/a", {}, 4),
+    ],
+)
+def test_the_cores_are_those_of_the_affinity_within_the_tightest_quota_of_a_cgroup(cgroup, files, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    assert device.cores(machine(tmp_path, cgroup, files)) == cores
+
+
 def test_a_replay_buffer_has_to_fit_into_the_cgroup_and_not_only_into_the_machine(monkeypatch):
     monkeypatch.setattr(device, "memory", lambda: (GIB, 4 * GIB))
     most = 4 * GIB // dqn.TRANSITION_BYTES
