@@ -24,5 +24,5 @@ fi
 for file in "${shell_files[@]}"; do bash -n "$file"; done
 .venv/bin/shellcheck "${shell_files[@]}"
 "$python" -m checks.docs
-# one process per core, with one thread each, and one more, since some tests wait
-OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses="$(($(nproc) + 1))" --dist=worksteal --durations=10 "$@"
+# one process per core, with one thread each, and two more, since some tests wait
+OMP_NUM_THREADS=1 "$python" -m pytest --numprocesses="$(($(nproc) + 2))" --dist=worksteal --durations=10 "$@"

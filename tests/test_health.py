@@ -15,7 +15,7 @@ from prune_utils.device import true_fp32
 from prune_utils.games import AtariGames
 from prune_utils.health import dormant_share, effective_rank, measure
 from prune_utils.run import Run
-from tests.conftest import SCRIPTS, rows, summary
+from tests.conftest import COMMON, SCRIPTS, rows, summary
 from tests.test_pruning import NETWORKS, build, networks
 
 MOMENTS = ("before_prune", "after_prune", "final")
@@ -141,23 +141,23 @@ def test_a_run_logs_its_health_at_the_three_moments(algorithm, small_run):
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
 def test_a_longer_run_logs_it_every_tenth_too_and_trains_the_same_without(algorithm, tmp_path, monkeypatch):
-    monkeypatch.setattr("prune_utils.run.HEALTH_STEPS", 1600)
+    monkeypatch.setattr("prune_utils.run.HEALTH_STEPS", 400)
     now, measure_health, spent = time.perf_counter, Run.measure_health, []
     monkeypatch.setattr(time, "perf_counter", lambda: now() + 100 * len(spent))  # each measurement takes 100 s
     monkeypatch.setattr(Run, "measure_health", lambda *args: spent.append(args) or measure_health(*args))
     script = SCRIPTS[algorithm]
-    options = {"num_envs": 8, "hidden_size": 8, "width": 0.25, "num_threads": 1, "precision": "fp32", "total_timesteps": 1600}
-    options |= {"learning_starts": 400, "buffer_size": 400} if algorithm == "dqn" else {"num_steps": 20, "update_epochs": 1}
+    options = COMMON | {"total_timesteps": 400}
+    options |= {"learning_starts": 100, "buffer_size": 100} if algorithm == "dqn" else {"num_steps": 20, "update_epochs": 1}
     folders = [
-        script.train(script.Args(**options, runs_dir=str(tmp_path), run_name=f"games{games}", eval_episodes=games))
+        script.train(script.Args(**options | {"runs_dir": str(tmp_path), "run_name": f"games{games}", "eval_episodes": games}))
         for games in (1, 0)
     ]
     steps = [int(row["global_step"]) for row in rows(folders[0] / "curves.csv") if row["tag"] == "health/weight_norm"]
-    assert steps == [160, 320, 480, 640, 800, 800, 960, 1120, 1280, 1440, 1600]
+    assert steps == [40, 80, 120, 160, 200, 200, 240, 280, 320, 360, 400]
     assert (folders[0] / "model.pt").read_bytes() == (folders[1] / "model.pt").read_bytes()
     assert "health/" not in (folders[1] / "curves.csv").read_text()
     if algorithm == "ppo":  # every rollout ends at a tenth: its lap counts, and what is measured there does not
-        assert all(summary(folder)["time"]["agent_steps_per_second_after_cut"] > 50 for folder in folders)
+        assert all(summary(folder)["time"]["agent_steps_per_second_after_cut"] > 1 for folder in folders)
 
 
 def test_tf32_is_off_while_health_is_measured():
