@@ -269,6 +269,20 @@ def test_the_agent_that_the_quickstart_plays_has_lost_half_of_every_tensor_and_b
     assert "pruning left 843,860 of 843,860 entries that are not zero; nothing changed\n" in capsys.readouterr().out
 
 
+def test_the_python_of_readme_and_start_page_plays_an_agent_and_its_plain_function_has_the_same_outputs(monkeypatch, tmp_path):
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    monkeypatch.chdir(tmp_path)  # the start page writes a model.pt
+    names: dict = {}
+    for page in ("README.md", "docs/start.md"):
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+        assert blocks
+        for block in blocks:
+            exec(block, names)
+    assert names["action"].tolist()[0] in range(6)
+    with torch.no_grad():
+        torch.testing.assert_close(names["logits"](names["frames"]), names["agent"](names["frames"])[0])
+
+
 def test_a_video_of_one_game_in_colour_is_recorded_on_demand(small_run, monkeypatch, tmp_path, capsys):
     import cv2
 
