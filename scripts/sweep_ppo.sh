@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Every PPO arm of the study: for each seed the dense run, then l1 and random at three rates. --help lists the variables.
+# A study of PPO: for each seed the dense run, then l1 and random at three rates. --help lists the variables.
 set -euo pipefail
 RATES=${RATES:-0.1 0.3 0.5} exec "$(dirname "$0")/sweep.sh" ppo "$@"
