@@ -8,7 +8,7 @@
 #   DRY_RUN=1 scripts/quickstart.sh     print the two training commands
 # Environment variables: DRY_RUN=0
 set -euo pipefail
-[[ " $* " != *" --help "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
+[[ " $* " != *" --help "* && " $* " != *" -h "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 cd "$(dirname "$0")/.."
 
 [[ ${DRY_RUN:-0} == [01] ]] || { echo "error: DRY_RUN must be 0 or 1, got $DRY_RUN" >&2 && exit 2; }
@@ -36,16 +36,25 @@ echo "installing requirements.txt into .venv"
 "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 
 # On a terminal each has a progress bar (tqdm reads its place from the environment), elsewhere a line per minute.
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # Ctrl-C does not reach a background process
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT # Ctrl-C does not reach a background process, which has to save
 echo "training PPO and DQN side by side"
 TQDM_DESC=ppo TQDM_POSITION=0 "${ppo[@]}" > >(sed -u "s/^/ppo: /") &
 ppo_pid=$!
 TQDM_DESC=dqn TQDM_POSITION=1 "${dqn[@]}" > >(sed -u "s/^/dqn: /") &
 dqn_pid=$!
 
+# Wait for a training, and say so if it failed.
+ended() {
+  local name=$1 pid=$2 code=0
+  wait "$pid" || code=$?
+  ((code == 0)) || echo "error: the $name run ended with exit code $code" >&2
+  ((failed)) || failed=$code
+}
+
 failed=0
-wait "$ppo_pid" || { failed=$? && echo "error: the PPO run failed (exit $failed)" >&2; }
-wait "$dqn_pid" || { failed=$? && echo "error: the DQN run failed (exit $failed)" >&2; }
+wait -n "$ppo_pid" "$dqn_pid" || { failed=$? && kill "$ppo_pid" "$dqn_pid" 2>/dev/null || true; } # one failed: stop the other
+ended PPO "$ppo_pid"
+ended DQN "$dqn_pid"
 ((failed == 0)) || exit "$failed"
 
 echo

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -73,16 +74,20 @@ def test_quickstart_prints_two_training_commands_that_parse_and_cut_half_of_each
 STUB = """#!/usr/bin/env bash
 echo "$*" >> calls
 case "$*" in {fails}*) exit 3 ;; esac
+case "$*" in {slow}*) exec sleep 600 ;; esac
 """
 
 
-def quickstart_with_a_stub(root: Path, fails: str) -> tuple[subprocess.CompletedProcess, list[str]]:
-    """Run a copy of quickstart.sh from elsewhere with a stand-in for python that fails on one call; also the calls."""
+def quickstart_with_a_stub(root: Path, fails: str, slow: str = "no") -> tuple[subprocess.CompletedProcess, list[str]]:
+    """Run a copy of quickstart.sh from elsewhere with a stand-in for python that fails on one call; also the calls.
+
+    The call that is `slow` takes ten minutes.
+    """
     (root / "scripts").mkdir()
     (root / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "quickstart.sh", root / "scripts")
     for name in ("python", "pip"):
-        (root / ".venv" / "bin" / name).write_text(STUB.format(fails=fails))
+        (root / ".venv" / "bin" / name).write_text(STUB.format(fails=fails, slow=slow))
         (root / ".venv" / "bin" / name).chmod(0o755)
     (root / "elsewhere").mkdir()
     done = bash(str(root / "scripts" / "quickstart.sh"), cwd=root / "elsewhere")
@@ -103,12 +108,28 @@ def test_quickstart_installs_trains_both_prints_the_table_of_both_and_lets_a_tra
     assert told in done.stdout and "tensorboard --logdir runs" in done.stdout
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
-def test_quickstart_says_which_training_failed_and_exits_with_its_code(tmp_path, algorithm):
-    done, calls = quickstart_with_a_stub(tmp_path, f"{algorithm}_atari_prune.py")
-    assert done.returncode == 3
-    assert done.stderr == f"error: the {algorithm.upper()} run failed (exit 3)\n"
-    assert len(calls) == 3, "the other training was not waited for, or a table was printed"
+@pytest.mark.parametrize(("fails", "slow"), [("ppo", "dqn"), ("dqn", "ppo")])
+def test_quickstart_stops_the_other_training_when_one_fails_and_exits_with_the_code_of_that(fails, slow, tmp_path):
+    done, calls = quickstart_with_a_stub(tmp_path, f"{fails}_atari_prune.py", f"{slow}_atari_prune.py")
+    codes = {fails: 3, slow: 128 + signal.SIGTERM}
+    told = [f"error: the {name.upper()} run ended with exit code {codes[name]}" for name in ("ppo", "dqn")]
+    assert (done.returncode, done.stderr.splitlines()) == (3, told)
+    assert not any("analysis.table" in call for call in calls)
+
+
+def test_quickstart_that_is_stopped_waits_until_its_trainings_have_saved(tmp_path):
+    saves = "trap 'sleep 1; echo saved >&2; exit 143' TERM; echo waits; while :; do sleep 0.1; done"
+    quickstart_with_a_stub(tmp_path, "nothing")
+    (tmp_path / ".venv" / "bin" / "python").write_text(f"#!/usr/bin/env bash\n[[ $1 == *_prune.py ]] || exit 0\n{saves}\n")
+    words = ["bash", str(tmp_path / "scripts" / "quickstart.sh")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = subprocess.Popen(words, **pipes, text=True, start_new_session=True)
+    printed = [started.stdout.readline() for _ in range(4)]  # it installs, it trains, both wait
+    assert sorted(printed)[:2] == ["dqn: waits\n", "installing requirements.txt into .venv\n"]
+    os.killpg(started.pid, signal.SIGINT)  # Ctrl-C, which trainings in the background ignore
+    assert started.wait(timeout=60) == -signal.SIGINT
+    os.set_blocking(started.stderr.fileno(), False)  # what comes later does not count
+    assert started.stderr.read() == "saved\nsaved\n"
 
 
 def test_quickstart_trains_nothing_when_the_installation_fails(tmp_path):
