@@ -225,8 +225,8 @@ def sentences(study: Study, answer: Answer, tables: dict[str, list[dict]], no_sk
     without = []
     for arm in study.arms:
         lacking = [run for run in arm.all_runs if np.isnan(run.value("after_cut")) and arm.kind != "A/A"]
-        seeds = [f"{run.seed}" + f" fork {run.fork_seed}" * (run.fork_seed is not None) for run in lacking]
-        without += [f"{name_of(arm.label)} (seed {', '.join(seeds)})"] if seeds else []
+        runs = [f"fork {run.fork_seed} of " * (run.fork_seed is not None) + f"seed {run.seed}" for run in lacking]
+        without += [f"{name_of(arm.label)} ({', '.join(runs)})"] if runs else []
     if without:
         after = any(run.summary["global_step"] > run.cut_step for run in study.arm_runs)
         told.append(f"No return after the cut of {'; '.join(without)}: {WITHOUT if after else 'no steps come after it'}.")

@@ -89,8 +89,10 @@ def load(model: Path | str, network_class: type[nn.Module], env_id: str | None =
             raise TypeError(f"tensors of {types}")
         network.load_state_dict(weights)
     except Exception as error:  # whatever the readers say of a stranger's file, in any number of lines
+        algorithm = read_config(folder_of(model)).get("algorithm")
+        given = f"{model} of a {algorithm.upper()} run" if algorithm else model
         reason = shorten(f"{type(error).__name__}: {error}", 300)
-        raise UserError(f"MODEL must be a saved {network_class.__name__} for {env_id}, got {model}: {reason}") from None
+        raise UserError(f"MODEL must be a saved {network_class.__name__} for {env_id}, got {given}: {reason}") from None
     return network, env_id
 
 

@@ -94,7 +94,7 @@ def test_a_fork_without_a_return_takes_its_seed_with_it(tmp_path):
     runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": SURE} | CONTROL)
     write_run(runs, arm="l1-0.5-fork1", seed=3, training=[(step, 103.0) for step in range(10, 1801, 10)])
     assert row(conclude(runs)["changes"], "l1-0.5").pairs == 2
-    assert "No return after the cut of l1 at 0.5 (seed 3 fork 1): no game ended" in text(tmp_path / "report of runs")
+    assert "No return after the cut of l1 at 0.5 (fork 1 of seed 3): no game ended" in text(tmp_path / "report of runs")
 
 
 def test_one_seed_has_numbers_and_no_interval_and_the_sentences_say_why(tmp_path):

@@ -313,11 +313,15 @@ def test_a_run_whose_video_cannot_be_recorded_says_so_and_finishes(monkeypatch, 
         (
             "ppo",
             ["{dqn}"],
-            f"MODEL must be a saved Agent for {ENV_ID}, got {{dqn}}: RuntimeError: Error(s) in loading state_dict",
+            f"MODEL must be a saved Agent for {ENV_ID}, got {{dqn}} of a DQN run: RuntimeError: Error(s) in loading state_dict",
         ),
         ("dqn", ["{ppo}"], 'Missing key(s) in state_dict: "fc2.weight", "fc2.bias"'),
         ("ppo", ["{text}", "--env-id", ENV_ID], f"MODEL must be a saved Agent for {ENV_ID}, got {{text}}: UnpicklingError"),
-        ("ppo", ["{ppo}/curves.csv"], f"MODEL must be a saved Agent for {ENV_ID}, got {{ppo}}/curves.csv: UnpicklingError"),
+        (
+            "ppo",
+            ["{ppo}/curves.csv"],
+            f"MODEL must be a saved Agent for {ENV_ID}, got {{ppo}}/curves.csv of a PPO run: UnpicklingError",
+        ),
         ("ppo", ["{ppo}/nowhere.pt"], "MODEL must be a run folder or a model file, got {ppo}/nowhere.pt: no such file"),
         ("ppo", ["{text}"], "--env-id must be given where no config.json of a run lies in "),
         (
