@@ -10,11 +10,11 @@
 set -euo pipefail
 [[ " $* " != *" --help "* && " $* " != *" -h "* ]] || { sed -n '2,/^set/s/^# //p' "$0" && exit; }
 (($# > 0)) || { sed -n '2,/^set/s/^# //p' "$0" >&2 && exit 2; }
-cd "$(dirname "$0")/.."
 
 export RUNS_DIR=${RUNS_DIR:-runs}
 [[ ${DRY_RUN:-0} == [01] ]] || { echo "error: DRY_RUN must be 0 or 1, got $DRY_RUN" >&2 && exit 2; }
-commands=$(DRY_RUN=1 "$@")
+commands=$(DRY_RUN=1 "$@") # its name is relative to where the user is
+cd "$(dirname "$0")/.."
 [[ ${DRY_RUN:-0} != 1 ]] || { echo "$commands" && exit; }
 grep -q ' --until-cut$' <<<"$commands" ||
   { echo "error: what follows scripts/slurm.sh must be a sweep with its options, got $*" >&2 && exit 2; }

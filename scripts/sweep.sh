@@ -80,11 +80,20 @@ report() {
   local -A finished=() failed=() waits=()
   all=$(wc -l <<<"$to_end")
   while read -r event name rest; do
-    [[ $event != finished ]] || { finished[$name]=1 && rest="(${#finished[@]} of $all)" && unset "failed[$name]"; }
-    [[ $event != failed ]] || failed[$name]=1
-    [[ $event != paused ]] || rest="at its cut"
-    [[ $event == waiting && -n ${waits[$rest]:-} ]] || echo "$event $name${rest:+ $rest}" 2>/dev/null || true
-    [[ $event != waiting ]] || waits[$rest]=1 # said once
+    case $event in
+      finished)
+        finished[$name]=1
+        unset "failed[$name]" # phase one may have failed after its prune point was there
+        rest="(${#finished[@]} of $all)"
+        ;;
+      failed) failed[$name]=1 ;;
+      paused) rest="at its cut" ;;
+      waiting)
+        [[ -z ${waits[$rest]:-} ]] || continue # said once
+        waits[$rest]=1
+        ;;
+    esac
+    echo "$event $name${rest:+ $rest}" 2>/dev/null || true
   done
   if ((${#finished[@]} + ${#failed[@]} < all)); then
     echo "stopped: $((all - ${#finished[@]})) of $all runs are not finished; the same command resumes them" >&2
