@@ -28,12 +28,12 @@ import torch.nn.functional as F
 import zstandard
 from torch.nn.utils import prune
 
-from prune_utils.basics import check, exit_codes, parse_options, say, seeded
+from prune_utils.basics import Tensors, check, exit_codes, parse_options, say, seeded
 from prune_utils.device import FoldedConv2d, Inbox, PreallocatedAdam, cores, graphed, low_precision, memory_bytes, scaled
 from prune_utils.evaluation import Policy
 from prune_utils.games import AtariGames, Step
 from prune_utils.run import Run, check_common
-from prune_utils.shrink import Tensors, count_tensors, hidden_layers, remove_units
+from prune_utils.shrink import count_tensors, hidden_layers, remove_units
 
 
 # --------------------------------------------------------------------------------------------------------------- options
@@ -83,7 +83,7 @@ class Args:
     prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
     """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
-    """share to remove, in [0, 1): round(rate * n) of each tensor's n entries (global, erk: of all) or each layer's n units"""
+    """share to remove, in [0, 1): round(rate * n) of the n entries of each tensor (global: of all), or of each layer's units"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_cuts: int = 1
@@ -195,7 +195,7 @@ class QNetwork(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------------- pruning
 def cut_iterations(args: Args) -> list[int]:
-    """How many iterations come before each cut, rounded up: evenly spaced in prune_at to prune_until; `none` has the first."""
+    """How many iterations come before each cut, rounded up: evenly spaced in prune_at to prune_until. Dense: the first."""
     shares = np.linspace(args.prune_at, args.prune_until, 1 if args.prune_type == "none" else args.prune_cuts)
     return [math.ceil(share * args.num_iterations - 1e-6) for share in shares]  # a rounding error must not add an iteration
 
@@ -205,7 +205,7 @@ def rate_after(args: Args, cut: int) -> float:
     return args.prune_rate * (1 - (1 - cut / args.prune_cuts) ** 3)
 
 
-def prunable(network: nn.Module, bias: bool = True, head: bool = True) -> dict[str, torch.Tensor]:
+def prunable(network: nn.Module, bias: bool = True, head: bool = True) -> Tensors:
     """Tensors that may be pruned, by name, in the network's order; biases and output layers only if asked for."""
     kinds = ("weight", "bias") if bias else ("weight",)
     layers = [(name, m) for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -222,9 +222,9 @@ def erk_rates(tensors: Tensors, rate: float) -> dict[str, float]:
     remaining, rates = (1 - rate) * sum(t.numel() for t in tensors.values()), {}
     dimensions = sum(sum(t.shape) for t in tensors.values())
     for name, t in sorted(tensors.items(), key=lambda item: -sum(item[1].shape) / item[1].numel()):  # whole ones first
-        kept = min(t.numel(), remaining * sum(t.shape) / dimensions)
-        rates[name] = 1 - kept / t.numel()
-        remaining, dimensions = remaining - kept, dimensions - sum(t.shape)
+        count = min(t.numel(), remaining * sum(t.shape) / dimensions)
+        rates[name] = 1 - count / t.numel()
+        remaining, dimensions = remaining - count, dimensions - sum(t.shape)
     return rates
 
 
@@ -241,22 +241,22 @@ def make_masks(tensors: Tensors, prune_type: str, rate: float, scope: str, seed:
     flat = {name: t.float().cpu().flatten() for name, t in tensors.items()}  # in logical order, contiguous
     old_masks = {name: (masks or {}).get(name, torch.ones_like(t)).cpu().flatten() for name, t in tensors.items()}
 
-    def prune_to_count(count: int, t: torch.Tensor, mask: torch.Tensor, method: type[prune.BasePruningMethod]) -> torch.Tensor:
+    def prune_to(count: int, t: torch.Tensor, mask: torch.Tensor, criterion: type[prune.BasePruningMethod]) -> torch.Tensor:
         unpruned = mask > 0
         more = count - int((~unpruned).sum())
-        return mask.masked_scatter(unpruned, method(more).compute_mask(t[unpruned], mask[unpruned]))
+        return mask.masked_scatter(unpruned, criterion(more).compute_mask(t[unpruned], mask[unpruned]))
 
     rates = erk_rates(tensors, rate) if scope == "erk" else dict.fromkeys(tensors, rate)
     counts = {name: round(rates[name] * len(t)) for name, t in flat.items()}
     if scope == "global":  # of each tensor as many as l1 takes of it from all tensors together
         entries, old_mask = torch.cat(list(flat.values())), torch.cat(list(old_masks.values()))
-        l1_mask = prune_to_count(round(rate * len(entries)), entries, old_mask, prune.L1Unstructured)
+        l1_mask = prune_to(round(rate * len(entries)), entries, old_mask, prune.L1Unstructured)
         parts = l1_mask.split([len(t) for t in flat.values()])
         counts = {name: int((part == 0).sum()) for name, part in zip(flat, parts, strict=True)}
     new_masks = {}
     for index, (name, t) in enumerate(flat.items()):
         with seeded(seed + index):  # a seed per tensor: no draw shifts another's
-            new_masks[name] = prune_to_count(counts[name], t, old_masks[name], method)
+            new_masks[name] = prune_to(counts[name], t, old_masks[name], method)
     return {name: torch.empty_like(t, dtype=torch.float32).copy_(new_masks[name].view_as(t)) for name, t in tensors.items()}
 
 
@@ -267,28 +267,28 @@ def choose_units(network: nn.Module, prune_type: str, rate: float, seed: int) ->
     """
     if not prune_type.endswith("-structured"):
         return {}
-    kept = {}
+    units = {}
     for index, (name, (layer, _)) in enumerate(hidden_layers(network).items()):
         weight = layer.weight.detach().float().cpu().contiguous()
         n = min(round(rate * len(weight)), len(weight) - 1)
         with seeded(seed + index):  # the draws of prune.RandomStructured, which removes too many units where draws are tied
             scores = weight if prune_type == "l1-structured" else torch.rand(len(weight), 1)
-        kept[name] = prune.LnStructured(n, n=1, dim=0).compute_mask(scores, torch.ones_like(scores)).flatten(1).any(dim=1)
-    return kept
+        units[name] = prune.LnStructured(n, n=1, dim=0).compute_mask(scores, torch.ones_like(scores)).flatten(1).any(dim=1)
+    return units
 
 
 @torch.no_grad()
-def apply_masks(network: nn.Module, optimizer: torch.optim.Optimizer, masks: dict[str, torch.Tensor]) -> None:
+def apply_masks(network: nn.Module, optimizer: torch.optim.Optimizer, masks: Tensors) -> None:
     """Set pruned entries to +0.0, and their Adam moments, which would move them off zero on the next step, to zero."""
     for name, mask in masks.items():
         p = network.get_parameter(name)
-        p.mul_(mask).add_(0.0)  # a negative weight * 0 is -0.0; adding 0.0 makes it +0.0
-        for moment in ("exp_avg", "exp_avg_sq"):  # PreallocatedAdam has them before its first step too
-            optimizer.state[p][moment].mul_(mask)
+        moments = optimizer.state[p]  # PreallocatedAdam has them before its first step too
+        for t in (p, moments["exp_avg"], moments["exp_avg_sq"]):
+            t.masked_fill_(mask == 0, 0.0)
     network.load_state_dict(network.state_dict())  # renews a low-precision copy
 
 
-def mask_gradients(network: nn.Module, masks: dict[str, torch.Tensor]) -> None:
+def mask_gradients(network: nn.Module, masks: Tensors) -> None:
     """Zero the gradients of pruned entries, before any clipping: with zero moments, Adam moves them by 0 / (0 + eps) = 0."""
     if masks:
         torch._foreach_mul_([network.get_parameter(name).grad for name in masks], list(masks.values()))
@@ -456,7 +456,7 @@ def train(args: Args) -> Path:
     networks = [q_network, fast_q, target_network, fast_target]
     buffer = ReplayBuffer(args.buffer_size, torch.from_numpy(games.obs), device)
     act_generator, batch_generator = run.generator("actions"), run.generator("minibatches")
-    masks: dict[str, torch.Tensor] = {}  # of an unstructured cut; empty until then
+    masks: Tensors = {}  # of an unstructured cut; empty until then
     sizes = {name: t.numel() for name, t in prunable(q_network).items()}  # before the cut
     kept_units = run.saved_part("kept_units")  # of a structured cut; empty until then
     remove_units(kept_units, networks, optimizer)  # the shapes of a checkpoint, before its weights are restored
@@ -498,13 +498,12 @@ def train(args: Args) -> Path:
         run.checkpoint_if_due(global_step)
 
         # the cut: every arm comes here, started, resumed or forked (`none` removes nothing); no emulator step is pending
-        if run.cuts_done < len(cuts) and iteration == cuts[run.cuts_done]:
-            if run.cuts_done == 0:
-                if args.prune_type == "none" and args.fork_from is None:
-                    run.save_prune_point(global_step)  # what the arms of this seed fork from
-                if args.until_cut:
-                    return run.pause(global_step)
-                run.evaluate("before_prune", global_step, q_network, make_eval_policy)
+        if iteration in cuts[run.cuts_done :]:
+            if args.prune_type == "none" and args.fork_from is None:
+                run.save_prune_point(global_step)  # what the arms of this seed fork from
+            if args.until_cut:
+                return run.pause(global_step)
+            run.evaluate("before_prune", global_step, q_network, make_eval_policy)  # only once, at the first cut
             tensors = prunable(q_network, args.prune_bias, args.prune_head)
             rate = rate_after(args, run.cuts_done + 1)
             masks |= make_masks(tensors, args.prune_type, rate, args.prune_scope, run.mask_seed(), masks)

@@ -137,7 +137,7 @@ def measure(identity: dict, network: nn.Module, calls: int, device: torch.device
         weights = {key: t.cpu() for key, t in form.state_dict().items()}
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / ("form.npz" if name == "packed" else "form.pt")
-            file.write_bytes(storage.pack(weights) if name == "packed" else storage.saved(weights, lambda t: t))
+            file.write_bytes(storage.pack(weights) if name == "packed" else storage.torch_file(weights, lambda t: t))
             loads = timeit.repeat(partial(storage.load_weights, file), number=1, repeat=20)
             sizes = {"file_bytes": file.stat().st_size, "load_ms": 1e3 * np.median(loads)}
         sizes |= {"resident_bytes": sum(map(resident_bytes, weights.values())), "multiply_adds": multiply_adds(form)["dense"]}

@@ -14,13 +14,20 @@ import torch
 import tyro
 from tqdm import tqdm
 
+Tensors = dict[str, torch.Tensor]
+"""tensors by name: weights, masks, units that stay"""
+
 
 class UserError(ValueError):
-    """What a user typed wrong: shown as one line, exit code 2."""
+    """What a user typed wrong: shown as one line."""
+
+    exit_code = 2
 
 
 class Busy(Exception):
-    """Another process holds the run folder: exit code 75."""
+    """Another process holds the run folder."""
+
+    exit_code = 75
 
 
 class Stop(BaseException):
@@ -55,7 +62,7 @@ def exit_codes():
         yield
     except (UserError, Busy, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
         say(f"error: {error}", error=True)
-        sys.exit(2 if isinstance(error, UserError) else 75 if isinstance(error, Busy) else 1)
+        sys.exit(getattr(error, "exit_code", 1))
     except Stop as stop:
         sys.exit(128 + stop.args[0])
     except KeyboardInterrupt:  # before the run installed its own handler

@@ -108,8 +108,9 @@ def record_video(policy: Policy, env_id: str, seed: int, path: Path) -> float:
         env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
         obs, _ = env.reset(seed=seed)
         height, width, _ = env.render().shape
-        score, over, how = 0.0, False, {"fps": 15, "macro_block_size": 2, "output_params": ["-f", "mp4"]}
-        with closing(imageio_ffmpeg.write_frames(part, (width, height), **how)) as video:
+        encoding = {"fps": 15, "macro_block_size": 2, "output_params": ["-f", "mp4"]}
+        score, over = 0.0, False
+        with closing(imageio_ffmpeg.write_frames(part, (width, height), **encoding)) as video:
             video.send(None)  # it opens the file
             while not over:
                 video.send(env.render())

@@ -44,27 +44,27 @@ LAYOUT = {
 
 
 class Log:
-    """Curves of a run. Clocks never repeat, so they go to TensorBoard and W&B only, and the bytes of curves.csv repeat."""
+    """Curves of a run. Clocks go to TensorBoard and W&B only, so that equal runs have the same curves.csv."""
 
     def __init__(
-        self, folder: Path, config: dict, arm: dict, saved: dict | None, global_step: int, forked: bool, check_folder: Callable
+        self, folder: Path, config: dict, arm: dict, state: dict | None, global_step: int, forked: bool, check_folder: Callable
     ):
-        """`saved` is the state_dict of this run at global_step or, in a new fork, that of its dense run.
+        """`state` is the state_dict of this run at global_step or, in a new fork, that of its dense run.
 
-        `check_folder` raises if the folder is no longer this run's. TensorBoard opens its file by name for every row.
+        `check_folder` raises if the folder is no longer this run's: TensorBoard would write into a folder that took its place.
         """
         self.check_folder = check_folder
-        self.rows = [saved["curves"] if saved else "global_step,tag,value\n"]
-        self.recent_returns: deque[float] = deque(saved["recent_returns"] if saved else [], maxlen=20)
+        self.rows = [state["curves"] if state else "global_step,tag,value\n"]
+        self.recent_returns: deque[float] = deque(state["recent_returns"] if state else [], maxlen=20)
         fresh = {"steps": 0, "seconds": 0.0, "wall_seconds": 0.0, "at_cut": (0, 0.0)}
-        clocks = fresh if saved is None or forked else saved
+        clocks = fresh if state is None or forked else state
         self.steps, self.seconds, self.wall_seconds = clocks["steps"], clocks["seconds"], clocks["wall_seconds"]
         self.at_cut = tuple(clocks["at_cut"])  # steps and seconds of learning before the cut, in this run
         self.started = self.last_line = time.monotonic()
         self.file = open(folder / "curves.csv", "w")
         self.file.write(self.rows[0])
         # a fork that was killed before its first checkpoint sends its parent's rows again: hide those of the first time
-        purge_step = None if saved is None else 0 if forked else global_step + 1
+        purge_step = None if state is None else 0 if forked else global_step + 1
         self.tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
         self.tensorboard.add_text("config", "```json\n" + json.dumps(config, indent=2) + "\n```")
         self.tensorboard.add_custom_scalars({k: {c: ["Multiline", tags] for c, tags in v.items()} for k, v in LAYOUT.items()})

@@ -67,8 +67,9 @@ def check_common(args) -> None:
     check(bool(named), "wandb_project_name", r"be 1 to 128 characters, none of / \ # ? % :", args.wandb_project_name)
     if args.track:
         check_wandb_mode()
-    forks = args.fork_seed is None or (args.fork_from is not None and args.fork_seed >= 0)
-    check(forks, "fork_seed", "be at least 0 and come with --fork-from", args.fork_seed)
+    if args.fork_seed is not None:
+        check(args.fork_from is not None, "fork_seed", "come with --fork-from", args.fork_seed)
+        check(args.fork_seed >= 0, "fork_seed", "be at least 0", args.fork_seed)
     check(0 <= args.prune_rate < 1, "prune_rate", "lie in [0, 1)", args.prune_rate)
     check(0 <= args.prune_at <= 1, "prune_at", "lie in [0, 1]", args.prune_at)
     check(1 <= args.prune_cuts <= 1000, "prune_cuts", "lie in 1 to 1000", args.prune_cuts)
@@ -183,16 +184,16 @@ def state_of(part):
     return part if isinstance(part, (torch.Tensor, dict)) else part.state_dict()
 
 
-def restore(part, saved, device: torch.device) -> None:
-    """Put a part back into a saved state, in place. A dictionary gets new tensors."""
+def restore(part, state, device: torch.device) -> None:
+    """Put a part back into an earlier state, in place. A dictionary gets new tensors."""
     if isinstance(part, torch.Generator):
-        part.set_state(saved)
+        part.set_state(state)
     elif isinstance(part, torch.Tensor):
-        part.copy_(saved)
+        part.copy_(state)
     elif isinstance(part, dict):
-        part.update({name: t.to(device) for name, t in saved.items()})
+        part.update({name: t.to(device) for name, t in state.items()})
     else:
-        part.load_state_dict(saved)
+        part.load_state_dict(state)
 
 
 def load_checkpoint(path: Path) -> dict | None:
@@ -221,7 +222,7 @@ def load_checkpoint(path: Path) -> dict | None:
 
 
 def is_prune_point(checkpoint: dict) -> bool:
-    """Whether a checkpoint is of a dense run from scratch, before its cut. A config never is: it has no cuts_done."""
+    """Whether a checkpoint is of a dense run from scratch, before its cut. False for a config, which has no cuts_done."""
     options = checkpoint["options"]
     return options["prune_type"] == "none" and options["fork_from"] is None and not checkpoint.get("cuts_done", 1)
 
@@ -245,7 +246,7 @@ class Run:
         self.finished, self.cuts_done, self.evaluations, self.handlers = False, 0, [], {}
         self.measures: dict[str, dict] = {}  # at each moment: share of the commonest action, health
         self.signal: signal.Signals | None = None
-        self.saved: tuple[int, int, int] | None = None  # step, number of cuts and of evaluations of the last checkpoint
+        self.last_moment: tuple[int, int, int] | None = None  # of a checkpoint: step, number of cuts and of evaluations
 
         found = self.find()
         previous, finished, resumes = found
@@ -283,7 +284,8 @@ class Run:
         else:
             if previous and not self.checkpoint:
                 say(f"{self.folder}: there is no checkpoint yet, so it starts at step 0")
-            self.begin(OWN_FILES if previous else OWN_FILES + WANDB_FILES)  # the same rows go to the same W&B run
+            # started again, an unfinished run sends the same rows to the same W&B run
+            self.begin(OWN_FILES if previous else OWN_FILES + WANDB_FILES)
         if args.until_cut and self.checkpoint and self.checkpoint["cuts_done"]:
             say(f"{self.folder} is past its cut")
             return self.leave()
@@ -385,7 +387,7 @@ class Run:
                 restore(part, checkpoint["parts"][name], self.device)
             self.cuts_done, self.evaluations = checkpoint["cuts_done"], checkpoint["evaluations"]
             self.measures = checkpoint["measures"]
-            self.saved = (global_step, self.cuts_done, len(self.measures))
+            self.last_moment = (global_step, self.cuts_done, len(self.measures))
             self.first_step = global_step if forked else checkpoint["first_step"]
             how = f"forked from {self.parent}" if forked else "resumed"
             say(f"{self.folder}: {how} at step {global_step:,} of {self.args.total_timesteps:,}")
@@ -396,8 +398,8 @@ class Run:
             for index, generator in enumerate(part for part in parts.values() if isinstance(part, torch.Generator)):
                 generator.manual_seed(derive_seed(self.args.fork_seed, f"fork {index} of {self.args.seed}"))
         run_arm = arm(self.algorithm, asdict(self.args)) | {"group": wandb_group(self.algorithm, self.args)}
-        saved = checkpoint and checkpoint["log"]
-        self.log = Log(self.folder, self.config, run_arm, saved, global_step, forked, self.check_folder)
+        state = checkpoint and checkpoint["log"]
+        self.log = Log(self.folder, self.config, run_arm, state, global_step, forked, self.check_folder)
         self.checkpoint, self.saved_at = None, time.monotonic()
         return global_step
 
@@ -405,7 +407,7 @@ class Run:
     def save(self, global_step: int) -> None:
         """Write a checkpoint, unless the last one is of this moment. Keep the one before it."""
         moment = (global_step, self.cuts_done, len(self.measures))
-        if self.saved == moment:
+        if self.last_moment == moment:
             return
         state = self.config | {"format": FORMAT, "global_step": global_step, "first_step": self.first_step}
         state |= {"cuts_done": self.cuts_done, "evaluations": self.evaluations, "measures": self.measures}
@@ -413,7 +415,7 @@ class Run:
         data = io.BytesIO()  # torch.save to a full disk says something else than that it is full
         torch.save(state, data)
         self.write(CHECKPOINTS[0], data.getbuffer(), keep_previous=True)
-        self.saved, self.saved_at = moment, time.monotonic()
+        self.last_moment, self.saved_at = moment, time.monotonic()
 
     def save_prune_point(self, global_step: int) -> None:
         """Keep a checkpoint of this moment for forks."""
@@ -443,7 +445,7 @@ class Run:
         episodes = self.args.eval_episodes
         if not episodes or moment in self.measures:  # not asked for, or done before a resume at this very step
             return
-        if self.args.checkpoint_minutes and moment != "after_prune":  # then the checkpoint before the cut is not far
+        if self.args.checkpoint_minutes and moment != "after_prune":  # the last checkpoint is not much older than that cut
             self.save(global_step)
         say(f"step {global_step:,}: playing {episodes} evaluation game{'s' * (episodes > 1)} {MOMENTS[moment]}")
         seed = self.seed(moment)  # the same in every arm
@@ -496,7 +498,7 @@ class Run:
         total, pruned = (sum(count[key] for count in counts.values()) for key in ("total", "pruned"))
         what = f"the cut removed {pruned:,} of {total:,} entries ({pruned / total:.1%})"
         if self.args.prune_type == "none":
-            what = "a dense run: nothing is pruned"
+            what = "a dense run: nothing is pruned" + ", so a change of the evaluation is noise" * bool(self.evaluations)
         elif self.args.prune_cuts > 1:
             what = f"after cut {self.cuts_done} of {self.args.prune_cuts}, {pruned:,} of {total:,} entries are pruned"
         say(f"step {global_step:,}: {what}")
@@ -540,7 +542,8 @@ class Run:
     def stop_if_asked(self) -> None:
         """Raise Stop if a signal came."""
         if self.signal:
-            goes_on = f"resumes from step {self.saved[0]:,}" if self.saved else "starts anew: there is no checkpoint yet"
+            step = self.last_moment and f"{self.last_moment[0]:,}"
+            goes_on = f"resumes from step {step}" if step else "starts anew: there is no checkpoint yet"
             self.log.bar.close()
             command = "the same command" + " without --overwrite" * self.args.overwrite
             say(f"stopped by {self.signal.name}; {command} {goes_on}", error=True)
@@ -569,7 +572,7 @@ class Run:
         summary = self.summarise(global_step, network, weights, counts)
         files = []
         if self.args.save_model:
-            self.write("model.pt", storage.saved(weights, storage.FORMATS["dense"]))
+            self.write("model.pt", storage.torch_file(weights, storage.FORMATS["dense"]))
             self.write("model_packed.npz", storage.pack(weights))
             files = [self.folder / "model.pt", self.folder / "model_packed.npz"]
         if self.args.capture_video:

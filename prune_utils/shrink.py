@@ -1,9 +1,9 @@
-"""Take whole channels and hidden units out of a network: its tensors get smaller, in place."""
+"""Remove whole channels and hidden units of a network, in place; count what is left of each tensor."""
 
 import torch
 import torch.nn as nn
 
-Tensors = dict[str, torch.Tensor]
+from prune_utils.basics import Tensors
 
 
 def count_tensors(tensors: Tensors, masks: Tensors, sizes: dict[str, int]) -> dict[str, dict[str, int]]:
@@ -25,14 +25,14 @@ def hidden_layers(network: nn.Module) -> dict[str, tuple[nn.Module, list[nn.Modu
 
 def keep_units(t: torch.Tensor, keep: torch.Tensor, dim: int) -> torch.Tensor:
     """The kept units of a tensor along `dim`. A unit can own several entries in a row: fc1 reads 49 per channel of conv3."""
-    kept = keep.to(t.device).repeat_interleave(t.shape[dim] // len(keep)).nonzero().squeeze(1)
+    index = keep.to(t.device).repeat_interleave(t.shape[dim] // len(keep)).nonzero().squeeze(1)
     channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return t.index_select(dim, kept).contiguous(memory_format=memory_format)
+    return t.index_select(dim, index).contiguous(memory_format=memory_format)
 
 
 @torch.no_grad()
-def remove_units(kept: Tensors, networks: list[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
+def remove_units(units: Tensors, networks: list[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
     """Keep only these units of each layer, with their biases and Adam moments, and what the next layer reads of them.
 
     What stays keeps its bits. Parameters stay the same objects, so optimizers and hooks still know them. Networks may share
@@ -40,7 +40,7 @@ def remove_units(kept: Tensors, networks: list[nn.Module], optimizer: torch.opti
     """
     done = set()
     for network in networks:
-        for name, keep in kept.items():
+        for name, keep in units.items():
             layer, readers = hidden_layers(network)[name]
             for p, dim in [(layer.weight, 0), (layer.bias, 0), *((reader.weight, 1) for reader in readers)]:
                 if (id(p), dim) in done:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import zstandard
 
-Weights = dict[str, torch.Tensor]
+from prune_utils.basics import Tensors
+
 MODELS = ("model.pt", "model_packed.npz")
 DIGEST = 64  # hexadecimal digits of SHA-256
 
@@ -22,7 +23,7 @@ class BrokenFile(ValueError):
     """A file that is no whole packed model: cut short, altered, or something else."""
 
 
-def pack(weights: Weights) -> bytes:
+def pack(weights: Tensors) -> bytes:
     """fp32 tensors of any shape as a compressed .npz file of the entries that are not +0.0.
 
     `header` has names, types and shapes, and `mask` one bit per entry. `values_4` has the first byte of every value, then the
@@ -41,7 +42,7 @@ def pack(weights: Weights) -> bytes:
     return data + hashlib.sha256(data).hexdigest().encode()
 
 
-def unpack(data: bytes) -> Weights:
+def unpack(data: bytes) -> Tensors:
     """The tensors that were packed, bit for bit. Raises BrokenFile; nothing in a file can run."""
     if hashlib.sha256(data[:-DIGEST]).hexdigest().encode() != data[-DIGEST:]:
         raise BrokenFile("cut short, altered, or no packed model")
@@ -61,7 +62,7 @@ def unpack(data: bytes) -> Weights:
         raise BrokenFile(f"no packed model ({type(error).__name__}: {error})") from None
 
 
-def load_weights(path: Path | str) -> Weights:
+def load_weights(path: Path | str) -> Tensors:
     """The weights of a run folder, a model.pt or a model_packed.npz. Raises OSError, or what the readers say of a bad file."""
     path = Path(path)
     if path.is_dir():
@@ -97,7 +98,7 @@ FORMATS = {
 """what torch.save gets of a matrix or a kernel; vectors (biases) stay dense"""
 
 
-def saved(weights: Weights, convert) -> bytes:
+def torch_file(weights: Tensors, convert) -> bytes:
     """What torch.save writes of these weights, matrices and kernels converted."""
     file = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # torch warns once that CSR is in beta
@@ -105,8 +106,8 @@ def saved(weights: Weights, convert) -> bytes:
     return file.getvalue()
 
 
-def storage_bytes(weights: Weights) -> dict[str, int]:
+def storage_bytes(weights: Tensors) -> dict[str, int]:
     """Bytes of these weights in each format: of real files, written to memory."""
-    files = {name: saved(weights, convert) for name, convert in FORMATS.items()}
+    files = {name: torch_file(weights, convert) for name, convert in FORMATS.items()}
     files |= {"zlib_of_dense": zlib.compress(files["dense"]), "zstd_of_dense": zstandard.compress(files["dense"])}
     return {name: len(file) for name, file in files.items()} | {"packed": len(pack(weights))}

@@ -137,7 +137,7 @@ def test_at_the_frame_limit_a_game_is_truncated_and_shows_its_own_last_frames_no
 def test_several_games_that_end_in_one_step_are_all_logged(tmp_path):
     games = AtariGames(ENV_ID, 12, seed=0, num_threads=1, max_frames=400)
     config = {"options": {"track": False, "total_timesteps": 1000}}
-    log = Log(tmp_path, config, {}, saved=None, global_step=0, forked=False, check_folder=lambda: None)
+    log = Log(tmp_path, config, {}, state=None, global_step=0, forked=False, check_folder=lambda: None)
     ended = []
     for t, step in enumerate(play(games, 130)):
         log.games(t, step.finished)

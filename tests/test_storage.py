@@ -80,7 +80,7 @@ def test_packed_trained_weights_come_back_and_are_smaller_than_the_formula_zlib_
         assert same(storage.unpack(packed), tensors) and storage.pack(tensors) == packed
         if not 0 < rate < 1:
             continue
-        dense = storage.saved(tensors, lambda t: t)
+        dense = storage.torch_file(tensors, lambda t: t)
         nonzero, total = (sum(count(t) for t in tensors.values()) for count in (torch.count_nonzero, torch.numel))
         assert len(packed) <= 0.88 * (4 * int(nonzero) + total / 8)
         assert len(packed) < min(len(zlib.compress(dense, 6)), len(zstandard.compress(dense, 3)))
