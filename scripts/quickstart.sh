@@ -43,11 +43,11 @@ ppo_pid=$!
 TQDM_DESC=dqn TQDM_POSITION=1 "${dqn[@]}" > >(sed -u "s/^/dqn: /") &
 dqn_pid=$!
 
-# Wait for a training, and say so if it failed.
+# Wait for a training, and say so if it failed. One that was stopped (143) has said so itself.
 ended() {
   local name=$1 pid=$2 code=0
   wait "$pid" || code=$?
-  ((code == 0)) || echo "error: the $name run ended with exit code $code" >&2
+  ((code == 0 || code == 143)) || echo "error: the $name run ended with exit code $code" >&2
   ((failed)) || failed=$code
 }
 
