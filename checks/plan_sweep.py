@@ -23,7 +23,7 @@ import torch
 import dqn_atari_prune
 import ppo_atari_prune
 from prune_utils.basics import UserError, exit_codes, parse_options, say
-from prune_utils.device import cores, memory, uses_cuda
+from prune_utils.device import cores, memory, resolve, uses_cuda
 from prune_utils.run import CRITERIA, default_run_name, read_config
 
 SCRIPTS = {"dqn": dqn_atari_prune, "ppo": ppo_atari_prune}
@@ -39,7 +39,7 @@ RUN_BYTES = 1.0e9
 BUFFER_FACTOR = 1.2
 """peak memory per byte of replay buffer: the DQNs of results/study peak at 9.2 to 9.5 GB, with a buffer of 7.06 GB"""
 RUNS_PER_GPU = 8
-SPEEDS = Path(__file__).resolve().parents[1] / "results" / "cpu_speed_bf16.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 # ------------------------------------------------------------------------------------------------- environment variables
@@ -59,7 +59,8 @@ def words(variable: str, default: str, kind: type = str) -> list:
 def number(variable: str, flag: bool = False) -> int:
     """A variable that is one whole number, at least 0 (its default). A flag is 0 or 1."""
     text = os.environ.get(variable) or "0"
-    if text not in ("0", "1") and (flag or not text.isdecimal() or len(text) > 6):
+    allowed = text in ("0", "1") if flag else text.isdecimal() and len(text) <= 6
+    if not allowed:
         raise UserError(f"{variable} must be {'0 or 1' if flag else 'a whole number below a million'}, got {text}")
     return int(text)
 
@@ -82,8 +83,6 @@ def read_variables(args) -> dict:
     types = words("TYPES", "l1 random")
     if unknown := set(types) - set(CRITERIA):
         raise UserError(f"TYPES must be words of {' '.join(CRITERIA)}, got {' '.join(sorted(unknown))}")
-    if number("GRADUAL", flag=True) and not set(types) & {"l1", "random"}:
-        raise UserError(f"GRADUAL must be 0 where TYPES has no unstructured type, got TYPES={' '.join(types)}")
     return matrix | {"prune_type": types}
 
 
@@ -126,30 +125,39 @@ def line(run, dense: str, script: str, options: list[str], until_cut: bool = Fal
 
 def dashboard(args, games: list[str]) -> list[str]:
     """The words of the command for the W&B view and report of tracked runs; none where they are not tracked."""
-    words = [sys.executable, "scripts/wandb_dashboard.py", "--project", args.wandb_project_name, "--games", *games]
-    words += ["--entity", args.wandb_entity] if args.wandb_entity else []
-    return words if args.track else []
+    if not args.track:
+        return []
+    command = [sys.executable, "scripts/wandb_dashboard.py", "--project", args.wandb_project_name, "--games", *games]
+    return command + (["--entity", args.wandb_entity] if args.wandb_entity else [])
 
 
 # --------------------------------------------------------------------------------------------------------------- the cost
-def speed(algorithm: str, args, bf16: bool) -> tuple[float | None, str]:
-    """Agent steps per second of each of several runs side by side, and the runs of such a network that this is known from."""
-    here = []
+def speed(algorithm: str, args, gpus: int) -> tuple[float | None, str]:
+    """Agent steps per second of each of several runs side by side, and from which runs this is known.
+
+    Finished runs of the same network and precision in --runs-dir count. Where there are none, a CPU has the benchmark's.
+    """
+    precision = resolve(args.cuda, "auto", 0, {})["precision"] if args.precision == "auto" else args.precision
+    speeds = []
     for file in Path(args.runs_dir).glob("*/summary.json"):
         with suppress(ValueError, KeyError, TypeError):  # a broken one, which the report names
             config, time = read_config(file.parent), json.loads(file.read_text())["time"]
             options = {"width": 1.0} | config["options"]
-            same = config["algorithm"] == algorithm and all(options[n] == getattr(args, n) for n in ("width", "hidden_size"))
+            same = config["algorithm"] == algorithm and config["resolved"]["precision"] == precision
+            same = same and all(options[name] == getattr(args, name) for name in ("width", "hidden_size"))
             if same and not options["prune_type"].endswith("-structured"):
-                here.append(float(time["agent_steps_per_second_while_learning"]))
-    if here := [steps for steps in here if steps > 0]:
-        runs = f"{len(here)} finished {'run' if len(here) == 1 else 'runs'} of the same network"
-        return sum(here) / len(here), f"at the speed of {runs} in {args.runs_dir}"
-    if not bf16 or not SPEEDS.exists():
+                speeds.append(float(time["agent_steps_per_second_while_learning"]))
+    if speeds := [speed for speed in speeds if speed > 0]:
+        runs = f"{len(speeds)} finished {'run' if len(speeds) == 1 else 'runs'} of the same network and precision"
+        return sum(speeds) / len(speeds), f"at the speed of {runs} in {args.runs_dir}"
+    measured = RESULTS / f"cpu_speed_{precision}.json"
+    slow = precision == "bf16" and not torch.cpu._is_avx512_bf16_supported()
+    if gpus or slow or not measured.exists():
         return None, ""
-    rows = [row for row in json.loads(SPEEDS.read_text())["rows"] if (row["program"], row["algorithm"]) == ("ours", algorithm)]
-    rates = [row["steps_per_second"] / row["side_by_side"] for row in rows if row["side_by_side"] > 1]
-    return sum(rates) / len(rates), f"at the speed in results/{SPEEDS.name}"
+    rows = json.loads(measured.read_text())["rows"]
+    rows = [row for row in rows if (row["program"], row["algorithm"]) == ("ours", algorithm) and row["side_by_side"] > 1]
+    speeds = [row["steps_per_second"] / row["side_by_side"] for row in rows]
+    return sum(speeds) / len(speeds), f"at the speed in results/{measured.name}"
 
 
 def plan(algorithm: str, options: list[str]) -> None:
@@ -168,6 +176,10 @@ def plan(algorithm: str, options: list[str]) -> None:
     gpus = torch.cuda.device_count() if uses_cuda(args.cuda) else 0
     args.num_threads = args.num_threads or (max(1, cores() // (RUNS_PER_GPU * gpus)) if gpus else 1)
     matrix = read_variables(args)
+    types = matrix["prune_type"]
+    unstructured = [prune_type for prune_type in types if not prune_type.endswith("-structured")]
+    if gradual and not unstructured:
+        raise UserError(f"GRADUAL must be 0 where TYPES has no unstructured type, got TYPES={' '.join(types)}")
     runs = make_runs(args, matrix, forks, aa, gradual)
     dense = [(run, name) for run, name in runs if run.fork_from is None]
 
@@ -183,12 +195,11 @@ def plan(algorithm: str, options: list[str]) -> None:
     cut = script.cut_iterations(args)[0] * args.steps_per_iteration
     arms = len(runs) - len(dense)
     in_all = len(runs) * steps - arms * cut
-    bf16 = not gpus and args.precision == "bf16" and torch.cpu._is_avx512_bf16_supported()
-    rate, source = speed(algorithm, args, bf16)
+    steps_per_second, source = speed(algorithm, args, gpus)
     hours = "hours unknown: no speed has been measured here"
-    if rate:
+    if steps_per_second:
         longest = math.ceil(len(dense) / jobs) * cut + math.ceil(len(runs) / jobs) * (steps - cut)  # steps one after another
-        minutes = longest / rate / 60
+        minutes = longest / steps_per_second / 60
         hours = f"about {minutes / 60:.1f} hours {source}" if minutes >= 60 else f"about {minutes:.0f} minutes {source}"
     at_once = min(jobs, len(runs))
     checkpoint = 30e6 + buffer / 20  # frames of SpaceInvaders compress 20-fold and more
@@ -197,9 +208,8 @@ def plan(algorithm: str, options: list[str]) -> None:
     if not dry_run and not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise UserError(f"RUNS_DIR must be a folder that can be written, got {args.runs_dir}")
     rates = " ".join(f"{rate:g}" for rate in matrix["prune_rate"])
-    matrix_in_words = f"seeds {' '.join(map(str, matrix['seed']))}; {' '.join(matrix['prune_type'])} at {rates}"
-    unstructured = " ".join(kind for kind in matrix["prune_type"] if not kind.endswith("-structured"))
-    matrix_in_words += f"; {unstructured} in {CUTS} cuts until {args.prune_until:g} too" * gradual
+    matrix_in_words = f"seeds {' '.join(map(str, matrix['seed']))}; {' '.join(types)} at {rates}"
+    matrix_in_words += f"; {' '.join(unstructured)} in {CUTS} cuts until {args.prune_until:g} too" * gradual
     say(
         f"{matrix_in_words}; {len(runs)} runs of {steps:,} agent steps, "
         f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "

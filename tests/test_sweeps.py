@@ -320,32 +320,37 @@ def test_the_plan_of_a_sweep_that_is_gone_ends_without_a_word():
 # -------------------------------------------------------------------------------------------------------------- the cost
 def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_for_nothing(tmp_path, capsys):
     dense = {"prune_type": "none", "hidden_size": 512}
-    for name, options, rate in (
-        ("dense", dense, "100.0"),
-        ("broken", dense, ""),
-        ("half", dense | {"prune_type": "l1-structured"}, "900.0"),
-        ("small", dense | {"width": 0.5}, "900.0"),
+    for name, options, precision, rate in (
+        ("dense", dense, "fp32", "100.0"),
+        ("broken", dense, "fp32", ""),
+        ("bf16", dense, "bf16", "900.0"),
+        ("half", dense | {"prune_type": "l1-structured"}, "fp32", "900.0"),
+        ("small", dense | {"width": 0.5}, "fp32", "900.0"),
     ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps({"algorithm": "ppo", "options": options, "resolved": {}}))
+        config = {"algorithm": "ppo", "options": options, "resolved": {"precision": precision}}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
         (tmp_path / name / "summary.json").write_text(f'{{"time": {{"agent_steps_per_second_while_learning": {rate}}}}}')
     # 2 side by side: the dense run to its cut at 180,224 of 359,424 steps, then 3 runs of 179,200: two after one another
     # 180,224 + 2 * 179,200 = 538,624, / 100 / 3,600 = 1.5 hours
-    plan("ppo", "--total-timesteps", "360000", RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
-    assert f"about 1.5 hours at the speed of 1 finished run of the same network in {tmp_path};" in capsys.readouterr().err
+    plan("ppo", "--no-cuda", "--total-timesteps", "360000", RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
+    told = f"about 1.5 hours at the speed of 1 finished run of the same network and precision in {tmp_path};"
+    assert told in capsys.readouterr().err
 
 
-def test_without_a_finished_run_the_hours_are_known_in_bf16_where_the_cpu_has_it(tmp_path, monkeypatch, capsys):
-    for has_bf16, options, known in (
-        (True, ["--precision", "bf16"], True),
-        (True, [], False),
-        (False, ["--precision", "bf16"], False),
+@both
+def test_without_a_finished_run_the_hours_are_those_of_the_benchmark_except_in_bf16_on_a_cpu_without_it(
+    algorithm, tmp_path, monkeypatch, capsys
+):
+    for has_bf16, options, told in (
+        (True, [], "at the speed in results/cpu_speed_fp32.json"),
+        (True, ["--precision", "bf16"], "at the speed in results/cpu_speed_bf16.json"),
+        (False, ["--precision", "bf16"], "hours unknown: no speed has been measured here"),
+        (True, ["--precision", "tf32"], "hours unknown: no speed has been measured here"),
     ):
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda has=has_bf16: has)
-        plan("ppo", "--no-cuda", *options, RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
-        told = capsys.readouterr().err
-        assert ("at the speed in results/cpu_speed_bf16.json" in told) is known
-        assert ("hours unknown: no speed has been measured here" in told) is not known
+        plan(algorithm, "--no-cuda", *options, RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
+        assert told in capsys.readouterr().err
 
 
 def test_where_not_even_one_run_fits_the_sweep_says_what_is_needed_and_jobs_overrules_it(monkeypatch, capsys):
