@@ -80,7 +80,7 @@ class Args:
     prune_type: Literal["none", "random", "l1", "random-structured", "l1-structured"] = "l1"
     """what to remove: nothing, random entries or the smallest in magnitude; structured: whole channels and hidden units"""
     prune_rate: float = 0.3
-    """share to remove, in [0, 1): round(rate * n) of the n entries of each tensor (global: of all), or of each layer's units"""
+    """share to remove, in [0, 1): round(rate * n) of each tensor's n entries (global, erk: of all) or each layer's n units"""
     prune_at: float = 0.5
     """when to prune, as a share of the training, in [0, 1]: 0 is sparse from scratch, 1 is after training"""
     prune_cuts: int = 1

@@ -90,7 +90,7 @@ def load(model: Path | str, network_class: type[nn.Module], env_id: str | None =
         network.load_state_dict(weights)
     except Exception as error:  # whatever the readers say of a stranger's file, in any number of lines
         algorithm = read_config(folder_of(model)).get("algorithm")
-        given = f"{model} of a {algorithm.upper()} run" if algorithm else model
+        given = f"{model} of a {str(algorithm).upper()} run" if algorithm else model
         reason = shorten(f"{type(error).__name__}: {error}", 300)
         raise UserError(f"MODEL must be a saved {network_class.__name__} for {env_id}, got {given}: {reason}") from None
     return network, env_id
@@ -125,7 +125,7 @@ def run(
     masks = make_masks(tensors, args.prune_type, args.prune_rate, args.prune_scope, derive_seed(args.seed, "mask"))
     nonzero = count_nonzero(network)
     for name, mask in masks.items():
-        tensors[name].mul_(mask).add_(0.0)  # -0.0 + 0.0 is +0.0
+        tensors[name].masked_fill_(mask == 0, 0.0)
     if masks:
         left = count_nonzero(network)
         print(f"pruning left {left:,} of {nonzero:,} entries that are not zero" + "; nothing changed" * (left == nonzero))

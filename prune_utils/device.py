@@ -78,7 +78,7 @@ def configure(num_threads: int, precision: str, deterministic: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"  # PyTorch's default is True
-    if num_threads > 1 and os.getloadavg()[0] > cores() / 2:
+    if num_threads > 1 and os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
         say(f"other processes keep the cores busy: --num-threads 1 may be faster than {num_threads} threads", error=True)
 
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn as nn
 
 from prune_utils import device, evaluation, health, storage
-from prune_utils.basics import Busy, Stop, UserError, check, derive_seed, say, write_atomically
+from prune_utils.basics import Busy, Stop, Tensors, UserError, check, derive_seed, say, write_atomically
 from prune_utils.games import atari_spec
 from prune_utils.log import Log
 
@@ -498,7 +498,9 @@ class Run:
         total, pruned = (sum(count[key] for count in counts.values()) for key in ("total", "pruned"))
         what = f"the cut removed {pruned:,} of {total:,} entries ({pruned / total:.1%})"
         if self.args.prune_type == "none":
-            what = "a dense run: nothing is pruned" + ", so a change of the evaluation is noise" * bool(self.evaluations)
+            what = "a dense run: nothing is pruned" + ", so its evaluations before and after differ by chance" * bool(
+                self.evaluations
+            )
         elif self.args.prune_cuts > 1:
             what = f"after cut {self.cuts_done} of {self.args.prune_cuts}, {pruned:,} of {total:,} entries are pruned"
         say(f"step {global_step:,}: {what}")
@@ -605,7 +607,7 @@ class Run:
         self.leave()
         return self.folder
 
-    def summarise(self, global_step: int, network: nn.Module, weights: dict[str, torch.Tensor], counts: dict) -> dict:
+    def summarise(self, global_step: int, network: nn.Module, weights: Tensors, counts: dict) -> dict:
         """What summary.json says of a network, but for its clocks."""
         totals = {key: sum(count[key] for count in counts.values()) for key in ("total", "pruned", "nonzero")}
         returns = {moment: [row["return"] for row in self.evaluations if row["moment"] == moment] for moment in self.measures}

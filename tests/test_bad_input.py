@@ -194,7 +194,7 @@ def test_tf32_is_refused_where_no_gpu_computes_in_it(cuda, capability, monkeypat
 
 def test_many_threads_on_cores_that_are_busy_are_a_hint_and_one_thread_is_none(capsys, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
-    for load, threads, hint in ((0.0, 8, False), (device.cores(), 8, True), (device.cores(), 1, False)):
+    for load, threads, hint in ((0.0, 8, False), (os.cpu_count(), 8, True), (os.cpu_count(), 1, False)):
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
         device.configure(threads, "fp32", deterministic=True)
         told = capsys.readouterr().err

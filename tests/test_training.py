@@ -216,6 +216,13 @@ def test_a_run_says_what_it_does_and_ends_with_its_scores_sparsity_bytes_and_fol
     ]
 
 
+@pytest.mark.parametrize(("eval_episodes", "said"), [(0, ""), (1, ", so its evaluations before and after differ by chance")])
+def test_a_dense_run_says_at_its_cut_that_nothing_is_pruned(eval_episodes, said, tmp_path, capsys):
+    options = {"prune_type": "none", "eval_episodes": eval_episodes, "runs_dir": str(tmp_path)}
+    SCRIPTS["ppo"].train(SCRIPTS["ppo"].Args(**SHORT["ppo"] | options))
+    assert f"step 80: a dense run: nothing is pruned{said}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "warned"),
     [
