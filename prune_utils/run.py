@@ -498,9 +498,9 @@ class Run:
         total, pruned = (sum(count[key] for count in counts.values()) for key in ("total", "pruned"))
         what = f"the cut removed {pruned:,} of {total:,} entries ({pruned / total:.1%})"
         if self.args.prune_type == "none":
-            what = "a dense run: nothing is pruned" + ", so its evaluations before and after differ by chance" * bool(
-                self.evaluations
-            )
+            what = "a dense run: nothing is pruned"
+            if self.evaluations:
+                what += ", so its evaluations before and after differ by chance"
         elif self.args.prune_cuts > 1:
             what = f"after cut {self.cuts_done} of {self.args.prune_cuts}, {pruned:,} of {total:,} entries are pruned"
         say(f"step {global_step:,}: {what}")
