@@ -33,7 +33,8 @@ fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   { echo "error: .venv is broken or older than Python 3.11: delete it, and start again with a python3 of 3.11 or newer" >&2 && exit 2; }
 echo "installing requirements.txt into .venv"
-"$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+unset PYTHONDONTWRITEBYTECODE # a module is compiled when it is first imported: faster than to compile all of them at once
+"$python" -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
 
 # On a terminal each has a progress bar (tqdm reads its place from the environment), elsewhere a line per minute.
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT # Ctrl-C does not reach a background process, which has to save

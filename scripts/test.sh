@@ -17,7 +17,8 @@ fi
 [[ -x .venv/bin/pip ]] || python3 -m venv .venv
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   { echo "error: .venv is broken or older than Python 3.11: delete it, and start again with a python3 of 3.11 or newer" >&2 && exit 2; }
-"$python" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+unset PYTHONDONTWRITEBYTECODE # a module is compiled when it is first imported: faster than to compile all of them at once
+"$python" -m pip install --quiet --no-compile --disable-pip-version-check -r requirements-dev.txt
 
 "$python" -m ruff check
 "$python" -m ruff format --check
