@@ -23,9 +23,9 @@ COMMON = {"num_envs": 2, "hidden_size": 64, "width": 0.25, "eval_episodes": 1, "
 SMALL = {
     "dqn": COMMON
     | {"total_timesteps": 2200, "learning_starts": 900, "buffer_size": 700, "target_network_frequency": 200, "batch_size": 8},
-    "ppo": COMMON | {"total_timesteps": 1536, "update_epochs": 2},
+    "ppo": COMMON | {"total_timesteps": 1024, "update_epochs": 2},
 }
-"""DQN: a ring that wraps and 325 updates, the cut after 50; PPO: 6 rollouts of 8 updates, the cut after the third"""
+"""DQN: a ring that wraps and 325 updates, the cut after 50; PPO: 4 rollouts of 8 updates, the cut after the second"""
 SHORT = {
     "dqn": {"total_timesteps": 240, "learning_starts": 20, "buffer_size": 100, "target_network_frequency": 20},
     "ppo": {"total_timesteps": 160, "num_steps": 8, "update_epochs": 1},

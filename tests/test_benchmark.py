@@ -22,14 +22,14 @@ def benchmark(tmp_path: Path, *words: str) -> tuple[dict, str]:
     """What the benchmark of short PPO runs saves and prints."""
     command = [sys.executable, "-m", "checks.benchmark", "--algorithms", "ppo", "--json", str(tmp_path / "b.json")]
     command += ["--csv", str(tmp_path / "b.csv")]
-    command += ["--steps", "1024", "--num-envs", "2", "--num-threads", "1", "--seconds", "0.5", *words]
+    command += ["--num-envs", "2", "--num-threads", "1", "--seconds", "0.5", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((tmp_path / "b.json").read_text()), done.stdout
 
 
 def test_the_benchmark_runs_programs_in_turn_and_saves_rows_and_ratios(tmp_path):
-    saved, printed = benchmark(tmp_path, "--programs", "ours", "sb3", "--jobs", "2", "--rounds", "1")
+    saved, printed = benchmark(tmp_path, "--programs", "ours", "sb3", "--jobs", "2", "--rounds", "1", "--steps", "1024")
     table = pd.DataFrame(saved["rows"])
     assert table.program.tolist() == ["ours", "sb3"] and table.side_by_side.tolist() == [2, 2] and saved["bounds"] == []
     assert pd.read_csv(tmp_path / "b.csv").steps_per_second.tolist() == table.steps_per_second.tolist()
@@ -47,7 +47,7 @@ def test_the_bound_is_compared_with_the_step_that_was_measured():
 
 
 def test_an_earlier_checkout_is_measured_in_turn_with_this_one_and_so_is_its_start(tmp_path):
-    saved, printed = benchmark(tmp_path, "--programs", "ours", "old", "--old", str(ROOT), "--rounds", "1")
+    saved, printed = benchmark(tmp_path, "--programs", "ours", "old", "--old", str(ROOT), "--rounds", "1", "--steps", "512")
     ours, old = saved["rows"]
     assert (ours["program"], old["program"], saved["bounds"]) == ("ours", "old", [])
     (row,) = (row for row in saved["table"] if row["program"] == "ours")

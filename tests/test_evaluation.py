@@ -166,14 +166,14 @@ def refused(algorithm: str, monkeypatch, capsys, *words) -> str:
 @both
 def test_the_evaluator_plays_a_saved_model_prints_its_interval_and_writes_its_games(algorithm, small_run, tmp_path):
     folder = small_run(algorithm, prune_type="none")
-    words = ["--eval-episodes=3", "--seed=5", f"--out={tmp_path / 'games.csv'}"]
+    words = ["--eval-episodes=2", "--seed=5", f"--out={tmp_path / 'games.csv'}"]
     call = [sys.executable, "-m", f"evals.{algorithm}_eval", str(folder), *words]
     done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     played = rows(tmp_path / "games.csv")
-    assert [row["episode"] for row in played] == ["0", "1", "2"] and list(tmp_path.iterdir()) == [tmp_path / "games.csv"]
+    assert [row["episode"] for row in played] == ["0", "1"] and list(tmp_path.iterdir()) == [tmp_path / "games.csv"]
     score, how = evaluation.statistics([float(row["return"]) for row in played]), POLICIES[algorithm]
-    text = f"3 games of {ENV_ID}, {how}, mean return {score['mean']:.1f}, std {score['std']:.1f}, 95 % interval ["
+    text = f"2 games of {ENV_ID}, {how}, mean return {score['mean']:.1f}, std {score['std']:.1f}, 95 % interval ["
     assert text in done.stdout and f"{storage.storage_bytes(weights(folder))['coo']:,} as coo" in done.stdout
 
 
@@ -193,16 +193,16 @@ def test_a_loaded_network_plays_the_very_games_of_its_runs_final_evaluation_give
 def test_the_packed_file_plays_the_same_games_as_model_pt_score_for_score(algorithm, small_run, monkeypatch, tmp_path, capsys):
     folder, played = small_run(algorithm, prune_type="l1", prune_rate=0.5), []
     for name in ("model.pt", "model_packed.npz"):
-        evaluator(algorithm, monkeypatch, folder / name, "--eval-episodes=3", f"--out={tmp_path / 'games.csv'}")
+        evaluator(algorithm, monkeypatch, folder / name, "--eval-episodes=2", f"--out={tmp_path / 'games.csv'}")
         played.append(rows(tmp_path / "games.csv"))
-    assert played[0] == played[1] and len(played[0]) == 3
+    assert played[0] == played[1] and len(played[0]) == 2
     shutil.copy(folder / "config.json", tmp_path)
     shutil.copy(folder / "model_packed.npz", tmp_path)  # a folder that has no other model
-    evaluator(algorithm, monkeypatch, tmp_path, "--eval-episodes=3", f"--out={tmp_path / 'games.csv'}")
+    evaluator(algorithm, monkeypatch, tmp_path, "--eval-episodes=2", f"--out={tmp_path / 'games.csv'}")
     assert rows(tmp_path / "games.csv") == played[0]
     with open(tmp_path / "model_packed.npz", "r+b") as file:
         file.truncate(1000)
-    line = refused(algorithm, monkeypatch, capsys, tmp_path / "model_packed.npz", "--eval-episodes=3")
+    line = refused(algorithm, monkeypatch, capsys, tmp_path / "model_packed.npz", "--eval-episodes=2")
     assert "cut short, altered, or no packed model" in line
 
 

@@ -25,9 +25,9 @@ biases = pytest.mark.parametrize("bias", [True, False], ids=["with biases", "wei
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
-def build(algorithm: str, hidden_size: int = 512):
+def build(algorithm: str, hidden_size: int = 512, channels: tuple[int, int, int] = (32, 64, 64)):
     torch.manual_seed(1)
-    network = NETWORKS[algorithm](6, (32, 64, 64, hidden_size)).to(memory_format=torch.channels_last)
+    network = NETWORKS[algorithm](6, (*channels, hidden_size)).to(memory_format=torch.channels_last)
     return network, PreallocatedAdam(network.parameters(), lr=1e-3, eps=1e-8)
 
 
@@ -135,7 +135,7 @@ def test_none_masks_nothing_and_multiplies_nothing(monkeypatch):
 )
 @biases
 def test_pruned_entries_are_plus_zero_through_1000_adam_steps_that_carry_momentum(algorithm, prune_type, scope, bias, rate):
-    network, optimizer = build(algorithm, hidden_size=2)
+    network, optimizer = build(algorithm, hidden_size=2, channels=(8, 16, 16))
     random_steps(network, optimizer, {}, 20)
     masks = make_masks(prunable(network, bias), prune_type, rate, scope, seed=3)
     apply_masks(network, optimizer, masks)
