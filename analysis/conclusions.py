@@ -53,12 +53,17 @@ def change_in_words(row: dict, name: str) -> str:
 
 
 def seen(row: dict, name: str) -> str:
-    """What an interval of enough seeds shows: a loss, a gain, or how large a loss is excluded."""
+    """What an interval of enough seeds shows: a loss, a gain, or how large a loss is excluded.
+
+    A seed whose agent is stuck has no return after the cut. The others may then show a loss, but neither a gain nor its limit.
+    """
     _, low, high, unit = scaled(row, name)
     if np.isnan(low) or row["pairs"] < MIN_SEEDS:
         return ""
     if high < 0:
         return f"A loss of {-high:.1f} {unit} or more is seen"
+    if row["lacking"]:
+        return f"No loss is excluded: it has no return after the cut in {seeds_in_words(row['lacking'])} more"
     if low > 0:
         return f"A gain of {low:.1f} {unit} or more is seen"
     return f"A loss above {-low:.1f} {unit} is excluded, a smaller one is not"
@@ -136,7 +141,7 @@ def answer(study: Study, changes: list[dict], returns: list[dict], no_skill: NoS
         )
     _, low, high, unit = scaled(row, "after_cut")
     stands = standing(study, row["pairs"])
-    if unit != "%":
+    if unit != "%" or np.isnan(low):
         short = "No answer: the share of dense has no interval"
     elif low > -100 * MARGIN:
         short = f"Yes{stands}: a loss of {margin} or more is excluded"
@@ -180,7 +185,8 @@ def of_noise(row: dict) -> str:
     deviation, low, high = (100 * row[f"deviation{end}"] for end in ("", "_low", "_high"))
     freedom = f"{row['df']:.0f} {'degree' if row['df'] == 1 else 'degrees'} of freedom"
     needed = f"{many(row['needed'])} seeds ({many(row['needed_low'])} to {many(row['needed_high'])})"
-    now = f" With {row['pairs']} seeds it has {100 * row['power']:.0f} %." if row["pairs"] >= MIN_SEEDS else ""
+    middle, least, most = (100 * row[f"power{end}"] for end in ("", "_low", "_high"))
+    now = f" With {row['pairs']} seeds it has {middle:.0f} % ({least:.0f} to {most:.0f})." if row["pairs"] >= MIN_SEEDS else ""
     return (
         f"Noise, from {row['source']}: from seed to seed, arm - {1 - MARGIN:g} x dense has a standard deviation of "
         f"{deviation:.1f} % of dense (95 % interval {low:.1f} to {high:.1f}, {freedom}). "
@@ -191,7 +197,7 @@ def of_noise(row: dict) -> str:
 def of_aggregate(row: dict) -> str:
     middle, low, high = (100 * row[f"iqm{end}"] for end in ("", "_low", "_high"))
     interval = f"95 % interval {low:+.1f} to {high:+.1f}, {seeds_in_words(row['seeds'])} of {row['games']} games"
-    without = f", without {row['left_out']}, whose returns are not all above 0" if row["left_out"] else ""
+    without = f", without {row['left_out']}, where returns are missing or not all above 0" if row["left_out"] else ""
     mean = "the interquartile mean over games of each seed" if row["games"] > 3 else "the mean over games of each seed"
     return f"Exploratory: {name_of(row['arm'])}: {middle:+.1f} % ({interval}), {mean}{without}."
 
@@ -214,7 +220,7 @@ def of_no_skill(returns: list[dict], evaluations: list[dict]) -> list[str]:
     """Of returns and evaluations that show no skill."""
     low = [f"{name_of(row['arm'])} ({row['not_above_no_skill']})" for row in returns if row["not_above_no_skill"]]
     held = [f"{name_of(row['arm'])} {MOMENTS[row['moment']]} ({row['held']})" for row in evaluations if row["held"]]
-    told = [f"Mean returns that are not above no skill: {'; '.join(low)}."] if low else []
+    told = [f"Returns that are not clearly above no skill: {'; '.join(low)}."] if low else []
     return told + ([f"Evaluations that are, or may be, of held actions: {'; '.join(held)}."] if held else [])
 
 

@@ -69,7 +69,7 @@ PLANNED = {"dqn": 3, "ppo": 6}
 CONTROLS = 0.9
 """from this rate on, an arm is left out of trends; a plain cut is a positive control, which shows that a loss can be seen"""
 EQUAL = 0.02
-"""share of the dense parameters by which arms of equal size may differ"""
+"""share by which an arm may be larger than another of equal size"""
 HELD = 0.95
 """from this share of its commonest action on, an evaluation is called a held action"""
 FEW_DISTINCT, OF_GAMES = 0.85, 50

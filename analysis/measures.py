@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 
 from analysis import paired
-from analysis.design import BINS, CONTROLS, DECLARED, EQUAL, FEW_DISTINCT, HELD, MARGIN, OF_GAMES, QUANTITIES
+from analysis.design import BINS, CONTROLS, DECLARED, EQUAL, FEW_DISTINCT, HELD, MARGIN, MIN_SEEDS, OF_GAMES, QUANTITIES
 from analysis.no_skill import NoSkill
 from analysis.runs import MOMENTS
 from analysis.studies import Arm, Study, mean, mean_bins
@@ -66,7 +66,8 @@ def changes_table(study: Study, arms: list[Arm], quantities: Iterable[str]) -> l
         if not any(len(scores) for scores, _ in contrasts.values()):
             continue
         row = {"study": study.label, "arm": arm.label, "role": role(study, arm), "rate": arm.rate}
-        row |= {"pairs": len(contrasts["after_cut"][0]), "runs": len(arm.all_runs)}
+        pairs = len(contrasts["after_cut"][0])
+        row |= {"pairs": pairs, "lacking": len(arm.twins) - pairs, "runs": len(arm.all_runs)}
         row["against"] = next(iter(arm.twins.values()))[0].label
         (row["scores"], row["references"]), row["shares"] = contrasts["after_cut"], arm.shares
         for quantity, (scores, references) in contrasts.items():
@@ -76,17 +77,22 @@ def changes_table(study: Study, arms: list[Arm], quantities: Iterable[str]) -> l
 
 
 def returns_table(study: Study, no_skill: NoSkill | None) -> list[dict]:
-    """The returns themselves, and which of them are not above what no skill scores."""
+    """The returns themselves, and which of them are not clearly above what no skill scores.
+
+    As in the declared answer, the interval of enough seeds has to lie above it, or else their mean.
+    """
     rows, headings = [], QUANTITIES | {"before_prune": "before the cut", "after_prune": "right after the cut"}
     for arm in study.arms:
         row = {"study": study.label, "arm": arm.label, "role": role(study, arm), "rate": arm.rate, "seeds": len(arm.runs)}
         row["runs"], low = len(arm.all_runs), []
         for quantity in ("after_cut", "late", "final", "before_prune", "after_prune"):
             if len(scores := arm.quantity(quantity)):
-                row |= interval(quantity, paired.t_interval(scores)) | {f"{quantity}_seeds": len(scores)}
+                ends = paired.t_interval(scores)
+                row |= interval(quantity, ends) | {f"{quantity}_seeds": len(scores)}
+                least = ends[1] if len(scores) >= MIN_SEEDS else ends[0]
                 shared = quantity == "before_prune" and arm.kind not in ("none", "small") and study.dense  # dense's network
                 shared = shared or (quantity == "after_prune" and arm.kind == "A/A")
-                low += [headings[quantity]] if no_skill and scores.mean() <= no_skill.ceiling and not shared else []
+                low += [headings[quantity]] if no_skill and not least > no_skill.ceiling and not shared else []
         row["not_above_no_skill"] = ", ".join(low)
         rows.append(row)
     return rows
@@ -146,20 +152,22 @@ def changes_by_bin(arm: Arm) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray],
 
 
 def recovery_table(study: Study) -> list[dict]:
-    """How long each arm took to come back to its level before the cut, over the seeds with enough games to tell.
+    """How long each arm took to come back to its level before the cut, over the seeds in which a run has enough games to tell.
 
+    That run may be a twin: where dense has the games and a pruned agent is stuck, that one is never back, by an unknown area.
     A seed has the mean over its runs, so it is never back if one of them is not.
     """
     rows = []
     for arm in study.arms:
-        judged = {s: [run for run in runs if not np.isnan(run.recovery["level"])] for s, runs in arm.runs.items()}
-        judged = {seed: runs for seed, runs in judged.items() if runs}
+        beside = {seed: [*runs, *arm.twins.get(seed, [])] for seed, runs in arm.runs.items()}
+        enough = {seed for seed, runs in beside.items() if not all(np.isnan(run.recovery["area"]) for run in runs)}
+        judged = {seed: runs for seed, runs in arm.runs.items() if seed in enough}
         if not judged:
             continue
         levels, backs, areas = (
             [np.mean([run.recovery[key] for run in runs]) for runs in judged.values()] for key in ("level", "back", "area")
         )
-        level, area = np.mean(levels), np.mean(areas)
+        level, area = np.mean(levels), np.mean(areas)  # unknown if one is
         steps_left = np.mean([run.summary["global_step"] - run.cut_step for runs in judged.values() for run in runs])
         row = {"study": study.label, "arm": arm.label, "seeds": len(judged), "level": level}
         row |= {"back": int(np.isfinite(backs).sum()), "steps_until_back": float(np.median(backs)), "area": area}
@@ -186,7 +194,8 @@ def trend_table(study: Study) -> list[dict]:
         dense = [pairs[rates[0]][seed][1] for seed in seeds]
         scores = np.array([dense, *([pairs[rate][seed][0] for seed in seeds] for rate in rates)])
         slopes = paired.slopes(scores, np.array([0.0, *rates])) / 10  # per 0.1 of rate
-        row = {"study": study.label, "criterion": criterion, "pairs": len(seeds)}
+        stuck = {s for arm in arms if 0 < arm.rate < CONTROLS for s in arm.twins if s not in pairs.get(arm.rate, {})}
+        row = {"study": study.label, "criterion": criterion, "pairs": len(seeds), "lacking": len(stuck)}
         row["rates"] = " ".join(f"{rate:g}" for rate in [0.0, *rates])
         # as a share: slope and dense are a pair, and so are slope + dense and dense
         row |= {"role": "exploratory", "shares": all(arm.shares for arm in arms)}
@@ -223,23 +232,32 @@ def noise_table(study: Study) -> list[dict]:
         squares = float((scores - (1 - MARGIN) * twins).var() * len(pairs) / twins.mean() ** 2)
         if squares > 1e-18:  # else the seeds agree to the last bit, as in no real study
             sources = {f"the pairs of {DECLARED}": paired.deviation_interval(squares, len(pairs) - 1)} | sources
-    for source, (*ends, df) in sources.items():
+    for source, (middle, low, high, df) in sources.items():
         row = {"study": study.label, "source": source, "df": df, "pairs": len(pairs)}
-        row["power"] = float(paired.power(len(pairs), ends[0])) if len(pairs) > 1 else np.nan
-        rows.append(row | interval("deviation", ends) | interval("needed", map(paired.seeds_needed, ends)))
+        row |= interval("deviation", (middle, low, high))
+        row |= interval("needed", map(paired.seeds_needed, (middle, low, high)))
+        powers = [paired.power(len(pairs), noise) for noise in (middle, high, low)] if len(pairs) > 1 else [np.nan] * 3
+        rows.append(row | interval("power", powers))
     return rows
 
 
 def aggregate_table(studies: list[Study]) -> list[dict]:
-    """Interquartile mean over several games of the change of the return after the cut. Seeds are the sample, as clusters."""
+    """Interquartile mean over several games of the change of the return after the cut. Seeds are the sample, as clusters.
+
+    `left_out` names games that have no share of dense, and seeds that have no return after the cut in a game.
+    """
     families: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     left_out: dict[tuple[str, str], list[str]] = {}
     for study in studies:
         for arm in study.arms:
-            pairs, key = arm.pairs("after_cut") if arm.rate else {}, (study.first.study_key(("env_id",)), arm.label)
-            if pairs and not (arm.shares and min(twin for _, twin in pairs.values()) > 0):  # its shares say nothing
-                left_out.setdefault(key, []).append(study.first.env_id)
-            elif pairs:
+            if not arm.rate or not arm.twins:
+                continue
+            pairs, key, env_id = arm.pairs("after_cut"), (study.first.study_key(("env_id",)), arm.label), study.first.env_id
+            without = left_out.setdefault(key, [])
+            if not pairs or not arm.shares or min(twin for _, twin in pairs.values()) <= 0:  # its shares say nothing
+                without.append(env_id)
+            else:
+                without += [f"seed {seed} of {env_id}" for seed in arm.twins if seed not in pairs]
                 dense = np.mean([twin for _, twin in pairs.values()])
                 family = families.setdefault(key, {})
                 family[study.label] = {seed: (score - twin) / dense for seed, (score, twin) in pairs.items()}
@@ -249,7 +267,7 @@ def aggregate_table(studies: list[Study]) -> list[dict]:
         if len(games) > 1 and len(seeds) > 1:
             changes = np.array([[game[seed] for seed in seeds] for game in games.values()])
             row = {"studies": "; ".join(games), "arm": key[1], "games": len(games), "seeds": len(seeds)}
-            row["left_out"] = ", ".join(left_out.get(key, []))
+            row["left_out"] = ", ".join(left_out[key])
             rows.append(row | interval("iqm", paired.over_games(changes)))
     return rows
 
@@ -280,10 +298,10 @@ def costs_table(study: Study) -> list[dict]:
 
 
 def alike(sizes: dict[Arm, float], apart: float) -> list[list[Arm]]:
-    """Groups of arms by size: in a group, none is more than `apart` larger than the smallest."""
+    """Groups of arms by size: in a group, none is larger than the smallest by more than the share `apart` of it."""
     groups: list[list[Arm]] = []
     for arm in sorted(sizes, key=sizes.get):
-        if not groups or sizes[arm] - sizes[groups[-1][0]] > apart:
+        if not groups or sizes[arm] > (1 + apart) * sizes[groups[-1][0]]:
             groups.append([])
         groups[-1].append(arm)
     return groups
@@ -353,15 +371,22 @@ def runs_table(studies: list[Study]) -> list[dict]:
 
 
 def rliable_scores(studies: list[Study]) -> dict[str, np.ndarray]:
-    """Returns after the cut (seeds, games) of each arm, in rliable's form: of the seeds that the arm has in all its games."""
+    """Returns after the cut (seeds, games) of each arm, in rliable's form: of the seeds that the arm has in all its games.
+
+    The name of an arm that has no return in a game of its study ends in "without" and that game.
+    """
     arms: dict[str, dict[str, dict[int, float]]] = {}
     for study in studies:
         family = study.label.replace(f", {study.first.env_id}", "")
         for arm in study.arms:
-            if arm.kind != "A/A" and (scores := arm.quantity_by_seed("after_cut")):
-                arms.setdefault(f"{family}, {arm.label}", {})[study.first.env_id] = scores
+            if arm.kind != "A/A":
+                arms.setdefault(f"{family}, {arm.label}", {})[study.first.env_id] = arm.quantity_by_seed("after_cut")
     scores = {}
-    for name, games in arms.items():
+    for name, of_games in arms.items():
+        games = {env_id: of_seeds for env_id, of_seeds in of_games.items() if of_seeds}
+        if not games:
+            continue
         seeds = sorted(set.intersection(*map(set, games.values())))
+        name += "".join(f" without {env_id}" for env_id in of_games.keys() - games.keys())
         scores[name] = np.array([[games[env_id][seed] for env_id in sorted(games)] for seed in seeds], float)
     return scores

@@ -92,9 +92,10 @@ steps up to there. The seeds of the two programs are no pairs, so differences ha
 """,
     "Recovery": """
 Recovery is of training games, exploration included. Level: mean of the last {window} games before the cut. Back: when the
-mean of the last {window} games, all ended after the cut, is at the level again, which takes at least {window} games. A seed
-has the mean of its runs. In the median, a seed with a run that never comes back counts as longer than all others. Area lost:
-between the level and that moving mean, from the cut until then or the end.
+mean of the last {window} games, all ended after the cut, is at the level again, which takes at least {window} games. A run
+that lacks these games, where the dense run of its seed has them, is never back. A seed has the mean of its runs. In the median,
+a seed with a run that never comes back counts as longer than all others. Area lost: between the level and that moving mean,
+from the cut until then or the end.
 """,
     "Dashes and speeds": """
 A dash is what was not measured, or what there is too little data for. Forked arms ran only from the cut on, dense runs from the

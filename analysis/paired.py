@@ -136,18 +136,21 @@ def binned(steps: np.ndarray, returns: np.ndarray, start: int, end: int, bins: i
 
 
 def recovery(steps: np.ndarray, returns: np.ndarray, cut: int, window: int) -> dict[str, float]:
-    """How the training return falls at the cut and comes back; nan with fewer than `window` games before or after the cut.
+    """How the training return falls at the cut and comes back; nan with fewer than `window` games before the cut.
 
     `returns` are of training games in the order of their ends, `steps` the agent steps at which they ended. `level` is the mean
     of the last `window` games before the cut. `back` counts agent steps from the cut until the mean of the last `window` games,
     all after the cut, reaches the level; it is inf if that never happens. `area`, return times agent steps, lies between the
-    level and that moving mean (of fewer games at first), from the cut until `back` or the last game.
+    level and that moving mean (of fewer games at first), from the cut until `back` or the last game. It is nan with fewer than
+    `window` games after the cut, where the run was too short, or its agent is stuck.
     """
     steps, returns = np.asarray(steps), np.asarray(returns, float)
     before, after, ends = returns[steps <= cut], returns[steps > cut], steps[steps > cut] - cut
-    if len(before) < window or len(after) < window:
+    if len(before) < window:
         return {"level": np.nan, "back": np.nan, "area": np.nan}
     level = before[-window:].mean()
+    if len(after) < window:
+        return {"level": level, "back": np.inf, "area": np.nan}
     means = pd.Series(after).rolling(window, min_periods=1).mean().to_numpy()
     reached = np.flatnonzero(means[window - 1 :] >= level - 1e-9)
     games = reached[0] + window if len(reached) else len(after)

@@ -259,12 +259,31 @@ def test_seeds_that_differ_all_alike_are_no_certainty_and_an_arm_at_rate_0_is_re
     assert "There is no answer: dense (0.0) is not clearly above" in sentences
 
 
+def test_an_arm_that_equals_its_twins_to_the_bit_has_no_answer(tmp_path):
+    told = "No answer: the share of dense has no interval. Return after the cut of l1 at 0.5: +0.0 % in each of 3 seeds."
+    assert QUESTION + told in said(tmp_path, {"none": DENSE, "l1-0.5": DENSE} | CONTROL)
+
+
+def test_an_exploratory_arm_with_stuck_agents_excludes_no_loss_and_shows_no_gain(tmp_path):
+    arms = {"none": [*DENSE, 105.0], "l1-0.5": [*SURE, 104.0], "random-0.8": SURE, "random-0.6": [150.0, 165.0, 182.0]}
+    runs = study(tmp_path / "runs", arms | {"l1-0.9": [40.0, 52.0, 45.0, 41.0]})
+    for arm in ("random-0.8", "random-0.6"):  # in seed 4 no game ends after the cut
+        write_run(runs, arm=arm, seed=4, training=[(step, 104.0) for step in range(10, 1001, 10)])
+    tables = conclude(runs)
+    sentences = text(tmp_path / "report of runs")
+    left_out = r"3 seeds\)\. No loss is excluded: it has no return after the cut in 1 seed more\.\n"
+    for what in (r"random at 0\.8: -", r"random at 0\.6: \+", r"trend of random over 0 0\.6 0\.8 per 0\.1 of rate: "):
+        assert re.search(f"{what}.*{left_out}", sentences)
+    assert row(tables["changes"], "random-0.8").simultaneous_low > -0.1  # alone, these three seeds would exclude a loss
+
+
 def test_the_noise_says_how_many_seeds_the_declared_test_needs(tmp_path):
     sentences = said(tmp_path, {"none": DENSE, "l1-0.5": L1, "random-0.5": [70.0, 90.0, 95.0]})
     told = r"Noise, from arms by seeds: from seed to seed, arm - 0.9 x dense has a standard deviation of [\d.]+ % of dense "
     told += r"\(95 % interval [\d.]+ to [\d.]+, 4 degrees of freedom\)\. "
     told += r"For 80 % power where nothing is lost, a test of l1 at 0.5 needs \d+ seeds \(\d+ to \d+\)\. "
-    assert re.search(told + r"With 3 seeds it has \d+ %\.", sentences)
+    middle, low, high = map(int, re.search(told + r"With 3 seeds it has (\d+) % \((\d+) to (\d+)\)\.", sentences).groups())
+    assert low < middle < high
     # 90 105 96 - 0.9 (100 110 120) = 0 6 -12: mean -2, squares 4 64 100; sqrt(168 / 2) / 110 = 8.3 %
     assert (
         "Noise, from the pairs of l1-0.5: from seed to seed, arm - 0.9 x dense has a standard deviation of 8.3 %" in sentences
@@ -295,7 +314,7 @@ def test_what_the_runs_computed_in_and_on_is_told_with_the_seeds_where_it_differ
 
 
 # ---------------------------------------------------------------------------------------------------------------- no skill
-def test_what_no_skill_scores_is_told_and_every_return_that_is_not_above_it_is_marked(tmp_path):
+def test_what_no_skill_scores_is_told_and_every_return_that_is_not_clearly_above_it_is_marked(tmp_path):
     runs = study(tmp_path / "runs", {"none": DENSE, "l1-0.5": L1, "random-0.8": [50.0, 54.0, 56.0]}, after=[10.0, 70.0])
     tables = conclude(runs)
     sentences = text(tmp_path / "report of runs")
@@ -309,11 +328,11 @@ def test_what_no_skill_scores_is_told_and_every_return_that_is_not_above_it_is_m
     )
     assert row(tables["returns"], "none").not_above_no_skill == "right after the cut"
     told = "dense (right after the cut); l1 at 0.5 (right after the cut); random at 0.8 (return after the cut, late return, "
-    assert f"Mean returns that are not above no skill: {told}" in sentences
+    assert f"Returns that are not clearly above no skill: {told}" in sentences
     assert tables["no_skill"].policy.tolist() == ["random", "FIRE"]
     low = study(tmp_path / "low", {"none": DENSE, "none-fork1": DENSE, "l1-0.5": L1}, before=[10.0, 12.0])
     conclude(low)
-    assert "Mean returns that are not above no skill: dense (before the cut).\n" in text(tmp_path / "report of low")
+    assert "Returns that are not clearly above no skill: dense (before the cut).\n" in text(tmp_path / "report of low")
 
 
 def test_a_network_that_several_runs_share_is_evaluated_once(tmp_path):

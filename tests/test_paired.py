@@ -134,10 +134,10 @@ def test_a_run_that_never_comes_back_is_not_given_a_time_and_loses_until_its_las
     assert found == {"level": 10, "back": np.inf, "area": 100}
 
 
-@pytest.mark.parametrize("cut", [10, 85])
-def test_recovery_is_unknown_with_fewer_games_than_a_window_before_or_after_the_cut(cut):
-    found = paired.recovery(STEPS, np.ones(9), cut, window=2)
-    assert np.isnan([found["level"], found["back"], found["area"]]).all()
+def test_recovery_is_unknown_with_fewer_games_than_a_window_before_the_cut_and_never_with_fewer_after_it():
+    assert np.isnan([*paired.recovery(STEPS, np.ones(9), 10, window=2).values()]).all()
+    found = paired.recovery(STEPS, np.ones(9), 85, window=2)
+    assert (found["level"], found["back"]) == (1, np.inf) and np.isnan(found["area"])
 
 
 # --------------------------------------------------------------------------------------------------------------- coverage

@@ -88,11 +88,15 @@ def test_the_recovery_of_the_run_folders_is_in_the_table_and_never_is_no_number(
     assert back.area_share == pytest.approx(1350 / (10 * 1000))
     assert (never.back, never.steps_until_back, never.area) == (0, np.inf, 1000)
     shown = (tmp_path / "report of runs" / "recovery.md").read_text().splitlines()
-    assert sum("never" in line for line in shown) == 1
+    assert sum("never" in line for line in shown) == 2
     write_run(tmp_path / "runs", arm="l1-0.5-fork1", training=list(zip(steps, [*fell, 8, 8, 8, 8, 8], strict=True)))
     forked = row(conclude(tmp_path / "runs", window=2)["recovery"], "l1-0.5")
     assert (forked.seeds, forked.back, forked.steps_until_back, forked.area) == (1, 0, np.inf, 1175)  # a fork never is
-    assert "l1-0.9" not in set(table.arm)  # with one game after the cut there is nothing to judge, and no row of 0 seeds
+    stuck = row(table, "l1-0.9")  # one game after the cut, where its twin has five
+    assert (stuck.seeds, stuck.back, stuck.steps_until_back) == (1, 0, np.inf) and np.isnan(stuck.area)
+    for arm in ("none", "l1-0.5"):  # with one game each there is nothing to judge, and no row of 0 seeds
+        write_run(tmp_path / "short", arm=arm, training=list(zip(steps[:5], [*fell, 8], strict=True)))
+    assert "recovery" not in conclude(tmp_path / "short", window=2)
 
 
 def test_scores_are_written_as_rliable_takes_them_seeds_by_games(tmp_path):
@@ -116,12 +120,27 @@ def test_over_several_games_a_seed_is_one_cluster(tmp_path):
     assert "## Over several games: DQN, BreakoutNoFrameskip-v4; DQN, PongNoFrameskip-v4" in text(tmp_path / "report of runs")
 
 
+def test_a_game_or_a_seed_in_which_an_arm_is_stuck_is_named_beside_the_mean_over_games_and_in_scores(tmp_path):
+    for env_id in ("BreakoutNoFrameskip-v4", "PongNoFrameskip-v4", "SeaquestNoFrameskip-v4"):
+        study(tmp_path / "runs", {"none": [90.0, 100.0, 110.0]}, env_id=env_id)
+        for seed, score in enumerate((80.0, 85.0, 100.0), 1):
+            stuck = env_id.startswith("Breakout") or (env_id.startswith("Pong") and seed == 2)
+            past = [(step, 100.0 + seed) for step in range(10, 1001, 10)]
+            after = [] if stuck else [(step, score) for step in range(1010, 2001, 10)]
+            write_run(tmp_path / "runs", arm="l1-0.5", seed=seed, training=past + after, env_id=env_id)
+    (aggregate,) = (r for _, r in conclude(tmp_path / "runs")["aggregate"].iterrows())
+    assert (aggregate.games, aggregate.seeds) == (2, 2)
+    assert aggregate.left_out == "BreakoutNoFrameskip-v4, seed 2 of PongNoFrameskip-v4"
+    scores = {name: array.shape for name, array in np.load(tmp_path / "report of runs" / "scores.npz").items()}
+    assert scores == {"DQN, none": (3, 3), "DQN, l1-0.5 without BreakoutNoFrameskip-v4": (2, 2)}
+
+
 def test_a_game_whose_returns_are_not_all_above_0_has_no_share_in_the_mean_over_games(tmp_path):
     for env_id, dense in (("Breakout", [2.0, 3.0, 3.0]), ("BattleZone", [5.0, 7.0, 6.0]), ("Pong", [-2.0, 3.0, 1.0])):
         study(tmp_path / "runs", {"none": dense, "l1-0.5": dense[::-1]}, env_id=f"{env_id}NoFrameskip-v4")
     tables = conclude(tmp_path / "runs")
     assert tables["aggregate"].games.tolist() == [2]
-    told = ", the mean over games of each seed, without PongNoFrameskip-v4, whose returns are not all above 0."
+    told = ", the mean over games of each seed, without PongNoFrameskip-v4, where returns are missing or not all above 0."
     assert told in text(tmp_path / "report of runs")
     assert not tables["noise"].study.str.contains("Pong").any()
 
@@ -547,6 +566,7 @@ def test_the_headline_draws_dense_in_the_seeds_of_the_declared_arm(tmp_path, dra
 def test_arms_of_one_size_are_those_within_a_distance_of_the_smallest():
     sizes = {"dense": 1.69, "l1": 0.42, "half": 0.83, "small": 0.421, "structured": 0.419, "other": 0.455}
     assert alike(sizes, 0.034) == [["structured", "l1", "small"], ["other"], ["half"], ["dense"]]
+    assert alike({"0.99": 0.01, "0.98": 0.02}, 0.02) == [["0.99"], ["0.98"]]  # a share of the size, so twice is not the same
 
 
 def test_a_curve_is_the_mean_of_the_last_rows_and_empty_before_there_are_half_of_them():
