@@ -68,7 +68,7 @@ class Args:
     overwrite: bool = False
     """start anew where a run of this name exists; without it an unfinished one resumes"""
     checkpoint_minutes: float = 10.0
-    """minutes between checkpoints (also made before evaluations), at least 0; 0: only at a dense run's cut and on a signal"""
+    """minutes between checkpoints, at least 0 (also before the first and last evaluation); 0: only a dense cut and signals"""
     fork_from: str | None = None
     """run folder of a dense run, to continue from its cut; only options of pruning may differ from it, and not --prune-at"""
     fork_seed: int | None = None
@@ -195,13 +195,13 @@ class QNetwork(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------------- pruning
 def cut_iterations(args: Args) -> list[int]:
-    """How many iterations come before each cut, rounded up: evenly spaced in prune_at to prune_until. Dense: the first."""
+    """After how many iterations each cut comes, rounded up: evenly spaced from prune_at to prune_until. Dense: one cut."""
     shares = np.linspace(args.prune_at, args.prune_until, 1 if args.prune_type == "none" else args.prune_cuts)
     return [math.ceil(share * args.num_iterations - 1e-6) for share in shares]  # a rounding error must not add an iteration
 
 
 def rate_after(args: Args, cut: int) -> float:
-    """Share pruned after a cut, counted from 1: r * (1 - (1 - cut / prune_cuts)^3) (https://arxiv.org/abs/1710.01878)."""
+    """Share pruned after a cut (1: the first): prune_rate * (1 - (1 - cut / prune_cuts)^3) (https://arxiv.org/abs/1710.01878)."""
     return args.prune_rate * (1 - (1 - cut / args.prune_cuts) ** 3)
 
 
@@ -309,7 +309,7 @@ class ReplayBuffer:
     """
 
     def __init__(self, buffer_size: int, obs: torch.Tensor, device: torch.device | str):
-        """Room for `buffer_size` transitions, and the first frames, obs (num_envs, 4, 84, 84)."""
+        """Room for `buffer_size` frames, each game's newest included; the first ones come from obs (num_envs, 4, 84, 84)."""
         self.num_envs = num_envs = len(obs)
         self.slots = buffer_size // num_envs * num_envs
         self.capacity = self.slots - num_envs  # transitions: those of the newest frames are not known yet
@@ -474,7 +474,7 @@ def train(args: Args) -> Path:
     epsilon = np.array([schedule(global_step)], np.float32)
     inbox = Inbox(device, window=buffer.window(), epsilon=epsilon, obs=games.obs, metadata=metadata, slots=slots)
 
-    # on a GPU each replays a CUDA graph, whose warm-up is undone in `changes`; on a CPU they are plain calls
+    # on a GPU each call replays a CUDA graph, whose capture restores `changes`; on a CPU they are plain calls
     @graphed(device, changes=(act_generator,))
     @torch.no_grad()
     def act() -> torch.Tensor:
@@ -492,7 +492,7 @@ def train(args: Args) -> Path:
     cuts = cut_iterations(args)
     if any(0 < cut * args.num_envs <= args.learning_starts for cut in cuts):
         say("warning: a cut comes before --learning-starts, when the network has learned nothing yet", error=True)
-    graphs = (act, learn)  # what the cut changes
+    graphed_functions = (act, learn)  # a cut makes their CUDA graphs stale
     for iteration in range(global_step // args.num_envs, args.num_iterations + 1):  # vectorised steps done so far
         global_step = iteration * args.num_envs
         run.checkpoint_if_due(global_step)
@@ -513,8 +513,8 @@ def train(args: Args) -> Path:
             target_network.load_state_dict(q_network.state_dict())  # in `none` too, whatever tau: arms differ by the cut alone
             run.cuts_done += 1
             run.log_cut(global_step, count_tensors(prunable(q_network), masks, sizes))
-            for function in graphs:
-                function.recapture()  # its CUDA graph, if there is one, is of the network before the cut
+            for function in graphed_functions:
+                function.forget_graphs()  # on a GPU its next call captures the network as it is now
         if iteration == cuts[-1]:  # no part of the cut, so that a run stopped in this evaluation resumes here
             run.evaluate("after_prune", global_step, q_network, make_eval_policy)
 

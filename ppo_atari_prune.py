@@ -65,7 +65,7 @@ class Args:
     overwrite: bool = False
     """start anew where a run of this name exists; without it an unfinished one resumes"""
     checkpoint_minutes: float = 10.0
-    """minutes between checkpoints (also made before evaluations), at least 0; 0: only at a dense run's cut and on a signal"""
+    """minutes between checkpoints, at least 0 (also before the first and last evaluation); 0: only a dense cut and signals"""
     fork_from: str | None = None
     """run folder of a dense run, to continue from its cut; only options of pruning may differ from it, and not --prune-at"""
     fork_seed: int | None = None
@@ -137,10 +137,10 @@ class Args:
         check(self.num_steps >= 1, "num_steps", "be at least 1", self.num_steps)
         check(self.num_minibatches >= 1, "num_minibatches", "be at least 1", self.num_minibatches)
         check(self.update_epochs >= 1, "update_epochs", "be at least 1", self.update_epochs)
-        check(0 < self.clip_coef < math.inf, "clip_coef", "be above 0", self.clip_coef)
-        check(0 <= self.ent_coef < math.inf, "ent_coef", "be at least 0", self.ent_coef)
-        check(0 <= self.vf_coef < math.inf, "vf_coef", "be at least 0", self.vf_coef)
-        check(0 < self.max_grad_norm < math.inf, "max_grad_norm", "be above 0", self.max_grad_norm)
+        check(0 < self.clip_coef < math.inf, "clip_coef", "be finite and above 0", self.clip_coef)
+        check(0 <= self.ent_coef < math.inf, "ent_coef", "be finite, at least 0", self.ent_coef)
+        check(0 <= self.vf_coef < math.inf, "vf_coef", "be finite, at least 0", self.vf_coef)
+        check(0 < self.max_grad_norm < math.inf, "max_grad_norm", "be finite and above 0", self.max_grad_norm)
         check(self.target_kl is None or self.target_kl > 0, "target_kl", "be above 0", self.target_kl)
         rollout = self.steps_per_iteration
         rule = f"divide a rollout of num_envs * num_steps = {rollout} agent steps"
@@ -207,13 +207,13 @@ class Agent(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------------- pruning
 def cut_iterations(args: Args) -> list[int]:
-    """How many iterations come before each cut, rounded up: evenly spaced in prune_at to prune_until. Dense: the first."""
+    """After how many iterations each cut comes, rounded up: evenly spaced from prune_at to prune_until. Dense: one cut."""
     shares = np.linspace(args.prune_at, args.prune_until, 1 if args.prune_type == "none" else args.prune_cuts)
     return [math.ceil(share * args.num_iterations - 1e-6) for share in shares]  # a rounding error must not add an iteration
 
 
 def rate_after(args: Args, cut: int) -> float:
-    """Share pruned after a cut, counted from 1: r * (1 - (1 - cut / prune_cuts)^3) (https://arxiv.org/abs/1710.01878)."""
+    """Share pruned after a cut (1: the first): prune_rate * (1 - (1 - cut / prune_cuts)^3) (https://arxiv.org/abs/1710.01878)."""
     return args.prune_rate * (1 - (1 - cut / args.prune_cuts) ** 3)
 
 
@@ -351,7 +351,7 @@ def policy_loss(advantages: torch.Tensor, ratio: torch.Tensor, clip_coef: float)
 
 
 def value_loss(new_values, values, returns, clip_coef: float, clip_vloss: bool) -> torch.Tensor:
-    """Half the mean squared error; with clip_vloss of the new or the clipped value, whichever has the larger error."""
+    """Half the mean squared error. With clip_vloss, each error is the larger of those of the new and the clipped value."""
     squared = (new_values - returns) ** 2
     if clip_vloss:
         clipped = values + (new_values - values).clamp(-clip_coef, clip_coef)
@@ -424,7 +424,7 @@ def train(args: Args) -> Path:
     minibatch = [torch.zeros_like(x[: args.steps_per_iteration // args.num_minibatches]) for x in b_rollout]
     mb_inds = torch.zeros(len(minibatch[0]), dtype=torch.int64, device=device)
 
-    # on a GPU each replays a CUDA graph, whose warm-up is undone in `changes`; on a CPU they are plain calls
+    # on a GPU each call replays a CUDA graph, whose capture restores `changes`; on a CPU they are plain calls
     @graphed(device, changes=(act_generator,))
     @torch.no_grad()
     def act() -> torch.Tensor:
@@ -453,7 +453,7 @@ def train(args: Args) -> Path:
         return update(agent, fast_agent, optimizer, masks, (minibatch[0].movedim(-1, 1), *minibatch[1:]), args)
 
     cuts = cut_iterations(args)
-    graphs = (act, compute_advantages, learn)  # what the cut changes
+    graphed_functions = (act, compute_advantages, learn)  # a cut makes their CUDA graphs stale
     for iteration in range(global_step // args.steps_per_iteration, args.num_iterations + 1):  # finished rollouts
         global_step = iteration * args.steps_per_iteration
         run.checkpoint_if_due(global_step)
@@ -473,8 +473,8 @@ def train(args: Args) -> Path:
             remove_units(kept_units, networks, optimizer)
             run.cuts_done += 1
             run.log_cut(global_step, count_tensors(prunable(agent), masks, sizes))
-            for function in graphs:
-                function.recapture()  # its CUDA graph, if there is one, is of the network before the cut
+            for function in graphed_functions:
+                function.forget_graphs()  # on a GPU its next call captures the network as it is now
         if iteration == cuts[-1]:  # no part of the cut, so that a run stopped in this evaluation resumes here
             run.evaluate("after_prune", global_step, agent, make_policy)
 

@@ -57,7 +57,7 @@ def say(message: str, error: bool = False) -> None:
 
 @contextmanager
 def exit_codes():
-    """End the process with one line and a code: 2 for a user's mistake, 75 for a folder in use, 1 for a fault."""
+    """End the process with a line and a code: 2 for a user's mistake, 75 a folder in use, 1 a fault, 128 + n signal n."""
     try:
         yield
     except (UserError, Busy, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
@@ -110,7 +110,7 @@ def seeded(seed: int):
 def write_atomically(path: Path, data: bytes | memoryview, keep_previous: bool = False) -> None:
     """Write a file so that a reader, or a crash, finds the old file or the whole new one.
 
-    With keep_previous the old file stays as NAME_previous. For a moment, between two renames, it is the only one.
+    With keep_previous the old file stays as STEM_previous.SUFFIX. For a moment, between two renames, it is the only one.
     """
     part = path.with_name(path.name + ".part")
     try:

@@ -194,7 +194,7 @@ def graphed(device: torch.device, changes: tuple = ()) -> Callable:
 
     The function works on tensors that stay where they are, and its outputs are overwritten by its next call. Its arguments are
     constants: each value gets a graph of its own. `changes` names what the function changes (modules, optimizers, tensors,
-    generators), so that its warm-up calls can be undone. `recapture()` forgets the graphs, which are stale after a cut.
+    generators), so that its warm-up calls can be undone. `forget_graphs()` is for when they are stale.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -209,7 +209,7 @@ def graphed(device: torch.device, changes: tuple = ()) -> Callable:
             graph.replay()
             return outputs
 
-        call.recapture = graphs.clear
+        call.forget_graphs = graphs.clear
         return call
 
     return decorate

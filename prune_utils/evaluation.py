@@ -52,7 +52,7 @@ def play(
 @true_fp32()
 def observe(policy: Policy, env_id: str, steps: int, seed: int, num_threads: int = 0) -> torch.Tensor:
     """Observations (2 * steps, 4, 84, 84) uint8 of two games, each from its start."""
-    games, seen = AtariGames(env_id, 2, seed, num_threads), []  # a start takes as long as 50 steps
+    games, seen = AtariGames(env_id, 2, seed, num_threads), []  # two, since the start of a game takes as long as 50 steps
     for _ in range(steps):
         seen.append(torch.from_numpy(games.obs.copy()))
         games.send(policy(seen[-1]).cpu().numpy())

@@ -65,7 +65,7 @@ class AtariGames:
         self.num_envs, self.seed = num_envs, seed
         self.obs, info = self.envs.reset(seed=seed)
         self.frame_numbers = info["episode_frame_number"]
-        self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+        self.returns = np.zeros(num_envs)
         self.resets = np.zeros(num_envs, np.int64)  # games begun since the seeded reset
         self.histories = [bytearray() for _ in range(num_envs)]  # actions of the game in progress
 
@@ -78,16 +78,15 @@ class AtariGames:
         """Finish the step that `send` started."""
         self.obs, rewards, terminations, truncations, info = self.envs.recv()
         self.returns += rewards
-        self.lengths += 1
         for history, action in zip(self.histories, self.actions, strict=True):
             history.append(action)
         # a lost life terminates too, and the game goes on; only the end of a game resets its frame counter
         game_starts = info["episode_frame_number"] < self.frame_numbers
         self.frame_numbers = info["episode_frame_number"]
         ended = np.flatnonzero(game_starts)
-        finished = [Game(int(k), float(self.returns[k]), int(self.lengths[k]), bool(truncations[k])) for k in ended]
+        finished = [Game(int(k), float(self.returns[k]), len(self.histories[k]), bool(truncations[k])) for k in ended]
         if finished:
-            self.returns[ended], self.lengths[ended] = 0, 0
+            self.returns[ended] = 0
             self.resets[ended] += 1
             for k in ended:
                 self.histories[k].clear()
@@ -104,7 +103,7 @@ class AtariGames:
     def state_dict(self) -> dict:
         state = {"seed": self.seed, "resets": self.resets.tolist()}
         state |= {"histories": [history.hex() for history in self.histories], "frame_numbers": self.frame_numbers.tolist()}
-        state |= {"returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
+        state |= {"returns": self.returns.tolist()}
         return state | {"obs_sha256": hashlib.sha256(self.obs.tobytes()).hexdigest()}
 
     def load_state_dict(self, state: dict) -> None:
@@ -131,4 +130,4 @@ class AtariGames:
         same_frames = hashlib.sha256(self.obs.tobytes()).hexdigest() == state["obs_sha256"]
         if self.frame_numbers.tolist() != state["frame_numbers"] or not same_frames:
             raise OSError("the emulator did not return to the state of the checkpoint; --overwrite starts anew")
-        self.returns, self.lengths = np.array(state["returns"]), np.array(state["lengths"])
+        self.returns = np.array(state["returns"])

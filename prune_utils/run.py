@@ -221,7 +221,7 @@ def load_checkpoint(path: Path) -> dict | None:
     return None
 
 
-def is_prune_point(checkpoint: dict) -> bool:
+def is_dense_before_cut(checkpoint: dict) -> bool:
     """Whether a checkpoint is of a dense run from scratch, before its cut. False for a config, which has no cuts_done."""
     options = checkpoint["options"]
     return options["prune_type"] == "none" and options["fork_from"] is None and not checkpoint.get("cuts_done", 1)
@@ -277,10 +277,11 @@ class Run:
         if resumes:
             self.checkpoint = load_checkpoint(self.folder / CHECKPOINTS[0])
             self.compare(self.checkpoint, "run_name", f"name a run with a checkpoint of its own: {self.folder} differs")
-            mixed = is_prune_point(self.checkpoint) and bool(self.parent) != bool(previous.get("parent"))
+            mixed = is_dense_before_cut(self.checkpoint) and bool(self.parent) != bool(previous.get("parent"))
             rule = f"be what it was when the run in {self.folder} began ({previous.get('parent') or 'not given'})"
             check(not mixed, "fork_from", rule, self.parent or "nothing")
-            os.replace(self.checkpoint["file"], self.folder / CHECKPOINTS[0])  # the one before may be the last good one
+            # where checkpoint.pt is broken the one before takes its place, or the next save would write over the last good one
+            os.replace(self.checkpoint["file"], self.folder / CHECKPOINTS[0])
         else:
             if previous and not self.checkpoint:
                 say(f"{self.folder}: there is no checkpoint yet, so it starts at step 0")
@@ -320,7 +321,7 @@ class Run:
     def compare(self, other: dict, option: str, rule: str) -> None:
         """Raise UserError if a config or checkpoint is neither of this run nor of the parent of this fork."""
         check(other["algorithm"] == self.algorithm, option, rule, f"algorithm {other['algorithm']} -> {self.algorithm}")
-        changed = self.changes(other, OF_THE_CUT if self.parent and is_prune_point(other) else frozenset())
+        changed = self.changes(other, OF_THE_CUT if self.parent and is_dense_before_cut(other) else frozenset())
         check(not changed, option, rule, changed)
 
     def lock(self) -> None:
@@ -380,7 +381,7 @@ class Run:
         """Register what checkpoints hold, restore it if there is one, start the log. Returns the agent step to go on from."""
         self.parts = parts
         checkpoint, global_step, self.first_step = self.checkpoint, 0, 0
-        forked = bool(self.parent) and is_prune_point(checkpoint)
+        forked = bool(self.parent) and is_dense_before_cut(checkpoint)
         if checkpoint:
             global_step = checkpoint["global_step"]
             for name, part in parts.items():
@@ -394,7 +395,7 @@ class Run:
             if checkpoint["device_name"] != self.config["device_name"]:
                 machines = f"made on {checkpoint['device_name']}, this is {self.config['device_name']}"
                 say(f"its checkpoint was {machines}: the same bits can't be promised", error=True)
-        if forked and self.args.fork_seed is not None:  # by their order, so a new generator goes last
+        if forked and self.args.fork_seed is not None:  # the index is in the seed: a new generator goes last
             for index, generator in enumerate(part for part in parts.values() if isinstance(part, torch.Generator)):
                 generator.manual_seed(derive_seed(self.args.fork_seed, f"fork {index} of {self.args.seed}"))
         run_arm = arm(self.algorithm, asdict(self.args)) | {"group": wandb_group(self.algorithm, self.args)}
@@ -443,9 +444,9 @@ class Run:
     def evaluate(self, moment: str, global_step: int, network: nn.Module, make_policy: Callable) -> None:
         """Play the evaluation games of a moment, with games and generators of their own; write their rows to eval.csv."""
         episodes = self.args.eval_episodes
-        if not episodes or moment in self.measures:  # not asked for, or done before a resume at this very step
+        if not episodes or moment in self.measures:  # not asked for, or done: at the first cut, or before a resume
             return
-        if self.args.checkpoint_minutes and moment != "after_prune":  # the last checkpoint is not much older than that cut
+        if self.args.checkpoint_minutes and moment != "after_prune":  # with one cut, the last checkpoint is of this step
             self.save(global_step)
         say(f"step {global_step:,}: playing {episodes} evaluation game{'s' * (episodes > 1)} {MOMENTS[moment]}")
         seed = self.seed(moment)  # the same in every arm
@@ -542,13 +543,11 @@ class Run:
             os.kill(os.getpid(), number)
 
     def stop_if_asked(self) -> None:
-        """Raise Stop if a signal came."""
+        """Raise Stop if a signal came. Call it after `save`."""
         if self.signal:
-            step = self.last_moment and f"{self.last_moment[0]:,}"
-            goes_on = f"resumes from step {step}" if step else "starts anew: there is no checkpoint yet"
             self.log.bar.close()
             command = "the same command" + " without --overwrite" * self.args.overwrite
-            say(f"stopped by {self.signal.name}; {command} {goes_on}", error=True)
+            say(f"stopped by {self.signal.name}; {command} resumes from step {self.last_moment[0]:,}", error=True)
             self.leave()
             raise Stop(self.signal)
 

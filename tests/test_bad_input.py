@@ -71,9 +71,9 @@ PPO = [
     ("num_steps", 10**9, "fits into memory here"),
     ("update_epochs", 0, "be at least 1"),
     ("gae_lambda", -0.5, "lie in [0, 1]"),
-    ("clip_coef", 0.0, "be above 0"),
-    ("max_grad_norm", 0.0, "be above 0"),
-    ("ent_coef", float("inf"), "be at least 0"),
+    ("clip_coef", 0.0, "be finite and above 0"),
+    ("max_grad_norm", float("inf"), "be finite and above 0"),
+    ("ent_coef", float("inf"), "be finite, at least 0"),
     ("target_kl", 0.0, "be above 0"),
 ]
 CASES = [(a, *case) for a in ("dqn", "ppo") for case in BOTH] + [("dqn", *c) for c in DQN] + [("ppo", *c) for c in PPO]

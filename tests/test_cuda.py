@@ -46,7 +46,7 @@ def test_a_captured_function_does_what_it_does_eagerly_and_warming_it_up_changes
 
         losses = [learn(scale).item() for scale in (1, 2, 1)]
         masks["weight"] = torch.zeros_like(network.weight)
-        learn.recapture()
+        learn.forget_graphs()
         before = network.weight.detach().clone()
         for state in optimizer.state.values():
             state["exp_avg"].zero_()

@@ -247,7 +247,7 @@ def test_on_a_cpu_a_graphed_function_is_the_function_itself(monkeypatch):
 
     monkeypatch.setattr(device, "capture", None)  # nothing is captured
     assert [function(), function(2), function(2)] == [1, 2, 3] and calls == [(), (2,), (2,)]
-    function.recapture()
+    function.forget_graphs()
     assert function(2) == 4
 
 
