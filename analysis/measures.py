@@ -387,6 +387,6 @@ def rliable_scores(studies: list[Study]) -> dict[str, np.ndarray]:
         if not games:
             continue
         seeds = sorted(set.intersection(*map(set, games.values())))
-        name += "".join(f" without {env_id}" for env_id in of_games.keys() - games.keys())
+        name += "".join(f" without {env_id}" for env_id in sorted(of_games.keys() - games.keys()))
         scores[name] = np.array([[games[env_id][seed] for env_id in sorted(games)] for seed in seeds], float)
     return scores
