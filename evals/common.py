@@ -56,12 +56,17 @@ def check_out(option: str, *files: Path, model: Path | None = None) -> None:
         check(file.resolve() not in models, option, "not name the model itself", files[0])
         for folder in filter(read_config, file.resolve().parents):
             part = file.resolve().relative_to(folder).parts[0]
-            own = any(fnmatch(part, pattern) for pattern in (*OWN_FILES, *WANDB_FILES, "config.json", ".lock"))
+            own = any(fnmatch(part, pattern) for pattern in (*OWN_FILES, *WANDB_FILES, "config.json", "curves.csv.gz", ".lock"))
             check(not own, option, "not name a file that the run itself wrote", files[0])
 
 
 def folder_of(model: Path) -> Path:
     return model if model.is_dir() else model.parent
+
+
+def own_stem(model: Path) -> str:
+    """What tells the files made from a model from those of other models in its folder; empty for that of a run."""
+    return model.stem if model.is_file() and model.stem not in ("model", "model_packed") else ""
 
 
 def recorded_options(model: Path) -> dict:
@@ -107,12 +112,15 @@ def run(
     check(args.eval_episodes >= 1, "eval_episodes", "be at least 1", args.eval_episodes)
     check(args.seed >= 0, "seed", "be at least 0", args.seed)
     check(0 <= args.prune_rate < 1, "prune_rate", "lie in [0, 1)", args.prune_rate)
+    for name in ("prune_rate", "prune_scope", "prune_bias", "prune_head"):
+        given = getattr(args, name)
+        check(args.prune_type != "none" or given == getattr(Args, name), name, "come with --prune-type l1 or random", given)
     parts = [f"games-{args.eval_episodes}", f"s{args.seed}", how.replace(" ", "-")]
     if args.prune_type != "none":
         parts += [f"{args.prune_type}-{args.prune_rate:g}", args.prune_scope]
         parts += ["no-bias"] * (not args.prune_bias) + ["no-head"] * (not args.prune_head)
     parts += [args.env_id.replace("/", "-")] if args.env_id else []
-    parts += [args.model.stem] * (args.model.is_file() and args.model.stem not in ("model", "model_packed"))
+    parts += filter(None, [own_stem(args.model)])
     out = args.out or folder_of(args.model) / f"{'_'.join(parts)}.csv"
     torch.set_flush_denormal(True)  # as in training; threads that torch starts in `load` inherit it
     network, env_id = load(args.model, network_class, args.env_id)

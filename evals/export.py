@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import tyro
 
 from dqn_atari_prune import QNetwork
-from evals.common import check_out, folder_of, load
+from evals.common import check_out, folder_of, load, own_stem
 from ppo_atari_prune import Agent
 from prune_utils.basics import UserError, exit_codes, say, write_atomically
 from prune_utils.device import FoldedConv2d
@@ -38,7 +38,7 @@ class Args:
     model: Annotated[Path, tyro.conf.Positional]
     """run folder, or its model.pt or model_packed.npz"""
     out: Path | None = None
-    """file to write; None is agent.onnx beside the model"""
+    """file to write; None is agent.onnx beside the model, or NAME.onnx for a model file NAME.pt or NAME.npz"""
     env_id: str | None = None
     """Gymnasium id of an Atari game; None is the one that the model was trained on"""
 
@@ -128,7 +128,7 @@ def main() -> None:
     with exit_codes():
         args = tyro.cli(Args, prog="python -m evals.export", description=__doc__)
         check_installed()
-        out = args.out or folder_of(args.model) / "agent.onnx"
+        out = args.out or folder_of(args.model) / f"{own_stem(args.model) or 'agent'}.onnx"
         check_out("out", out, model=args.model)
         try:
             network_class = Agent if "actor.weight" in load_weights(args.model) else QNetwork

@@ -41,6 +41,9 @@ def test_the_file_of_a_smaller_network_has_its_outputs_by_name(algorithm, names,
     frames = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     for theirs, ours in zip(export.onnx_network(data)(frames), export.outputs(network, frames), strict=True):
         assert theirs.shape == ours.shape and abs(theirs - ours).max() < 1e-5
+    monkeypatch.setattr(export, "onnx_bytes", lambda network: data)
+    assert run(monkeypatch, mine, "--env-id", "SpaceInvadersNoFrameskip-v4") == 0
+    assert (tmp_path / "mine.onnx").read_bytes() == data  # a name of its own, beside those of other models
     if algorithm == "dqn":
         monkeypatch.setattr(efficiency, "onnx_bytes", lambda network: data)
         identity = {key: summary(folder)[key] for key in ("algorithm", "arm", "sparsity")}
