@@ -67,9 +67,11 @@ def number(variable: str, flag: bool = False) -> int:
 
 def read_variables(args) -> dict:
     """The matrix: seeds, games, rates, types, each value checked as the training script would check it."""
-    for variable in ("SEED", "RATE", "TYPE", "GAME", "FORK"):
+    meant = {"RUN_DIR": "RUNS_DIR", "DRYRUN": "DRY_RUN"}
+    meant |= {name: f"{name}S" for name in ("SEED", "RATE", "TYPE", "GAME", "FORK")}
+    for variable, name in meant.items():
         if variable in os.environ:
-            raise UserError(f"{variable} must be written {variable}S, got {variable}={os.environ[variable]}")
+            raise UserError(f"{variable} must be written {name}, got {variable}={os.environ[variable]}")
     if args.track and "WANDB_RUN_ID" in os.environ:
         raise UserError("WANDB_RUN_ID must not be set for a sweep with --track: all its runs would be this one")
     rates = words("RATES", str(args.prune_rate), float)
@@ -210,8 +212,10 @@ def plan(algorithm: str, options: list[str]) -> None:
     rates = " ".join(f"{rate:g}" for rate in matrix["prune_rate"])
     matrix_in_words = f"seeds {' '.join(map(str, matrix['seed']))}; {' '.join(types)} at {rates}"
     matrix_in_words += f"; {' '.join(unstructured)} in {CUTS} cuts until {args.prune_until:g} too" * gradual
+    finished = sum((Path(args.runs_dir) / default_run_name(run) / "summary.json").exists() for run, _ in runs)
+    counted = f" ({finished} finished, which count all the same)" * bool(finished)
     say(
-        f"{matrix_in_words}; {len(runs)} runs of {steps:,} agent steps, "
+        f"{matrix_in_words}; {len(runs)} runs{counted} of {steps:,} agent steps, "
         f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "
         "phase one are the commands that end in --until-cut, phase two all others; "
         f"{at_once} side by side, threads {args.num_threads}; {hours}; "

@@ -221,6 +221,7 @@ def test_the_runs_do_not_depend_on_the_jobs_nor_on_the_memory_of_a_gpu_that_is_f
         ("DRY_RUN=01", "error: DRY_RUN must be 0 or 1, got 01"),
         ("FORKS=-3", "error: FORKS must be a whole number below a million, got -3"),
         ("SEED=2", "error: SEED must be written SEEDS, got SEED=2"),
+        ("DRYRUN=1", "error: DRYRUN must be written DRY_RUN, got DRYRUN=1"),
     ],
 )
 def test_what_no_run_would_take_is_refused_in_one_line(words, says, monkeypatch, capsys):
@@ -335,7 +336,13 @@ def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_
     # 180,224 + 2 * 179,200 = 538,624, / 100 / 3,600 = 1.5 hours
     plan("ppo", "--no-cuda", "--total-timesteps", "360000", RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
     told = f"about 1.5 hours at the speed of 1 finished run of the same network and precision in {tmp_path};"
-    assert told in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert told in printed.err and " 3 runs of 359,424 " in printed.err
+    finished = tmp_path / printed.out.splitlines()[-1].split()[0]
+    finished.mkdir()
+    (finished / "summary.json").touch()
+    plan("ppo", "--no-cuda", "--total-timesteps", "360000", RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
+    assert " 3 runs (1 finished, which count all the same) of 359,424 " in capsys.readouterr().err
 
 
 @both
