@@ -16,6 +16,8 @@ for run in "${@:2}"; do
   [[ -e $run/config.json ]] || { echo "error: no run folder (it has no config.json): $run" >&2 && exit 2; }
   [[ ! -e $run/summary.json || -e $run/curves.csv || -e $run/curves.csv.gz ]] ||
     { echo "error: a finished run without its curves.csv: $run" >&2 && exit 2; }
+  [[ ! -e $run/summary.json || -e $run/eval.csv ]] || grep -q '"eval_episodes": 0\b' "$run/config.json" ||
+    { echo "error: a finished run without its eval.csv: $run" >&2 && exit 2; }
   runs+=("$run")
 done
 ((${#runs[@]} > 0)) || { echo "error: no run folder was named" >&2 && exit 2; }

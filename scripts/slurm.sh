@@ -13,17 +13,19 @@ set -euo pipefail
 
 export RUNS_DIR=${RUNS_DIR:-runs}
 [[ ${DRY_RUN:-0} == [01] ]] || { echo "error: DRY_RUN must be 0 or 1, got $DRY_RUN" >&2 && exit 2; }
+no_sweep="error: what follows scripts/slurm.sh must be a sweep with its options, got $*"
+command -v -- "$1" >/dev/null || { echo "$no_sweep" >&2 && exit 2; }
 commands=$(DRY_RUN=1 "$@") # its name is relative to where the user is
 cd "$(dirname "$0")/.."
+grep -q ' --until-cut$' <<<"$commands" || { echo "$no_sweep" >&2 && exit 2; }
 [[ ${DRY_RUN:-0} != 1 ]] || { echo "$commands" && exit; }
-grep -q ' --until-cut$' <<<"$commands" ||
-  { echo "error: what follows scripts/slurm.sh must be a sweep with its options, got $*" >&2 && exit 2; }
 command -v sbatch >/dev/null || { echo "error: sbatch is not there: submit from a machine of a Slurm cluster" >&2 && exit 2; }
 most=$(scontrol show config 2>/dev/null | sed -n 's/^MaxArraySize *= *//p') || true
 jobs=$(wc -l <<<"$commands") fewer="submit fewer SEEDS, RATES or GAMES at once"
 ((jobs < ${most:-1001})) ||
   { echo "error: these $jobs jobs do not fit into an array (MaxArraySize is ${most:-1001}): $fewer" >&2 && exit 2; }
-mkdir -p "$RUNS_DIR"
+mkdir -p "$RUNS_DIR" 2>/dev/null && [[ -w $RUNS_DIR ]] ||
+  { echo "error: RUNS_DIR must be a folder that can be written, got $RUNS_DIR" >&2 && exit 2; }
 list=$(mktemp "$RUNS_DIR/slurm-XXXXXX.txt")
 echo "$commands" >"$list"
 

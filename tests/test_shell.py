@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prune_utils.basics import parse_options
-from tests.conftest import SCRIPTS, rows
+from tests.conftest import SCRIPTS, SHORT, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 SHELL_FILES = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("tests/*.sh"), ROOT / ".ci" / "run"])
@@ -176,13 +176,26 @@ def test_more_jobs_than_an_array_may_have_are_refused_before_any_is_submitted(tm
     assert not (tmp_path / "submitted").exists() and not (tmp_path / "runs").exists()
 
 
-def test_what_is_no_sweep_is_refused_before_anything_is_written(tmp_path):
-    (tmp_path / "sbatch").write_text("#!/usr/bin/env bash\n")
-    (tmp_path / "sbatch").chmod(0o755)
-    words, path = [str(ROOT / "scripts" / "slurm.sh"), "echo", "hello"], f"{tmp_path}:{os.environ['PATH']}"
-    done = bash(*words, PATH=path, RUNS_DIR=str(tmp_path / "runs"))
-    told = "error: what follows scripts/slurm.sh must be a sweep with its options, got echo hello\n"
-    assert (done.returncode, done.stderr) == (2, told) and not (tmp_path / "runs").exists()
+def slurm(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    """scripts/slurm.sh with an sbatch that does nothing."""
+    (folder / "sbatch").write_text("#!/usr/bin/env bash\n")
+    (folder / "sbatch").chmod(0o755)
+    return bash(str(ROOT / "scripts" / "slurm.sh"), *words, PATH=f"{folder}:{os.environ['PATH']}", **environment)
+
+
+@pytest.mark.parametrize("dry", ["0", "1"])
+@pytest.mark.parametrize("words", [["echo", "hello"], ["sweep_ppo.sh"], ["--track", "scripts/sweep_ppo.sh"]])
+def test_what_is_no_sweep_is_refused_before_anything_is_written(words, dry, tmp_path):
+    done = slurm(tmp_path, *words, DRY_RUN=dry, RUNS_DIR=str(tmp_path / "runs"))
+    told = f"error: what follows scripts/slurm.sh must be a sweep with its options, got {' '.join(words)}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told) and not (tmp_path / "runs").exists()
+
+
+def test_slurm_refuses_a_runs_dir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    done = slurm(tmp_path, "bash", "-c", "echo 'a --until-cut'; echo b", RUNS_DIR=str(tmp_path / "file"))
+    told = f"error: RUNS_DIR must be a folder that can be written, got {tmp_path / 'file'}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
 
 
 def test_a_second_array_that_slurm_refuses_is_a_failure(tmp_path):
@@ -262,15 +275,19 @@ def test_collect_keeps_what_the_report_needs_in_the_same_bytes_and_names_a_run_t
     assert collect(tmp_path / "six", tmp_path / "link").returncode == 0 and (tmp_path / "six" / "link").is_dir()
 
 
-def test_collect_takes_the_curves_that_the_report_reads_and_refuses_a_finished_run_without_any(small_run, tmp_path):
+def test_collect_takes_the_curves_that_the_report_reads_and_refuses_a_finished_run_that_lacks_a_file(small_run, tmp_path):
     run = shutil.copytree(small_run("ppo", prune_type="none"), tmp_path / "a")
     (run / "curves.csv.gz").write_bytes(gzip.compress(b"of another day"))
     assert collect(tmp_path / "study", run).returncode == 0
     assert gzip.decompress((tmp_path / "study" / "a" / "curves.csv.gz").read_bytes()) == (run / "curves.csv").read_bytes()
-    (run / "curves.csv").unlink(), (run / "curves.csv.gz").unlink()
-    done = collect(tmp_path / "other", run)
-    assert (done.returncode, done.stderr) == (2, f"error: a finished run without its curves.csv: {run}\n")
+    (run / "curves.csv.gz").unlink()
+    for name in ("eval.csv", "curves.csv"):
+        (run / name).unlink()
+        done = collect(tmp_path / "other", run)
+        assert (done.returncode, done.stderr) == (2, f"error: a finished run without its {name}: {run}\n")
     assert not (tmp_path / "other").exists()
+    without = small_run("ppo", "short", **SHORT["ppo"], prune_rate=0.5)  # it played no evaluation games
+    assert collect(tmp_path / "other", without).returncode == 0
 
 
 def test_collect_deletes_nothing_and_replaces_only_files_of_the_same_run(small_run, tmp_path):
