@@ -55,7 +55,7 @@ def change_in_words(row: dict, name: str) -> str:
 def seen(row: dict, name: str) -> str:
     """What an interval of enough seeds shows: a loss, a gain, or how large a loss is excluded.
 
-    A seed whose agent is stuck has no return after the cut. The others may then show a loss, but neither a gain nor its limit.
+    A seed whose agent is stuck has no return after the cut. The others may then show a loss, but no gain, and exclude no loss.
     """
     _, low, high, unit = scaled(row, name)
     if np.isnan(low) or row["pairs"] < MIN_SEEDS:

@@ -154,7 +154,7 @@ def changes_by_bin(arm: Arm) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray],
 def recovery_table(study: Study) -> list[dict]:
     """How long each arm took to come back to its level before the cut, over the seeds in which a run has enough games to tell.
 
-    That run may be a twin: where dense has the games and a pruned agent is stuck, that one is never back, by an unknown area.
+    A pruned agent that is stuck where its twin has these games is never back, and its area is unknown.
     A seed has the mean over its runs, so it is never back if one of them is not.
     """
     rows = []
@@ -167,7 +167,7 @@ def recovery_table(study: Study) -> list[dict]:
         levels, backs, areas = (
             [np.mean([run.recovery[key] for run in runs]) for runs in judged.values()] for key in ("level", "back", "area")
         )
-        level, area = np.mean(levels), np.mean(areas)  # unknown if one is
+        level, area = np.mean(levels), np.mean(areas)  # nan if one of them is
         steps_left = np.mean([run.summary["global_step"] - run.cut_step for runs in judged.values() for run in runs])
         row = {"study": study.label, "arm": arm.label, "seeds": len(judged), "level": level}
         row |= {"back": int(np.isfinite(backs).sum()), "steps_until_back": float(np.median(backs)), "area": area}

@@ -213,7 +213,7 @@ def plan(algorithm: str, options: list[str]) -> None:
     matrix_in_words = f"seeds {' '.join(map(str, matrix['seed']))}; {' '.join(types)} at {rates}"
     matrix_in_words += f"; {' '.join(unstructured)} in {CUTS} cuts until {args.prune_until:g} too" * gradual
     finished = sum((Path(args.runs_dir) / default_run_name(run) / "summary.json").exists() for run, _ in runs)
-    counted = f" ({finished} finished, which count all the same)" * bool(finished)
+    counted = f" ({finished} finished, counted too)" * bool(finished)
     say(
         f"{matrix_in_words}; {len(runs)} runs{counted} of {steps:,} agent steps, "
         f"{arms} of them forked at {cut:,}: {in_all:,} agent steps; "

@@ -194,7 +194,7 @@ def graphed(device: torch.device, changes: tuple = ()) -> Callable:
 
     The function works on tensors that stay where they are, and its outputs are overwritten by its next call. Its arguments are
     constants: each value gets a graph of its own. `changes` names what the function changes (modules, optimizers, tensors,
-    generators), so that its warm-up calls can be undone. `forget_graphs()` is for when they are stale.
+    generators), so that its warm-up calls can be undone. Call `forget_graphs()` once they are stale.
     """
 
     def decorate(function: Callable) -> Callable:

@@ -342,7 +342,7 @@ def test_the_hours_are_those_of_the_runs_that_are_there_and_a_broken_one_counts_
     finished.mkdir()
     (finished / "summary.json").touch()
     plan("ppo", "--no-cuda", "--total-timesteps", "360000", RUNS_DIR=str(tmp_path), RATES="0.5", JOBS="2")
-    assert " 3 runs (1 finished, which count all the same) of 359,424 " in capsys.readouterr().err
+    assert " 3 runs (1 finished, counted too) of 359,424 " in capsys.readouterr().err
 
 
 @both
